@@ -1,0 +1,42 @@
+#pragma once
+
+#include <string>
+
+#include "kernels/attention/attention.h"
+#include "kernels/combine/combine.h"
+#include "kernels/embed/embed.h"
+#include "kernels/gemm/gemm.h"
+#include "kernels/grouped_ffn/grouped_ffn.h"
+#include "kernels/pack/pack.h"
+#include "kernels/rms_norm/rms_norm.h"
+#include "kernels/rope/rope.h"
+#include "kernels/router/router.h"
+#include "volley/base/status.h"
+
+namespace volley {
+class ThreadPool;
+}
+
+namespace volley::kernels {
+
+/// The kernels of the CPU backend for one instruction set. All sets give the same bits: the numerics
+/// contracts fix every lane and every order (each `<op>.h` states its own), so a cluster may mix them.
+/// Every function may be called by one thread at a time per pool, and allocates nothing.
+struct CpuKernels {
+  const char* name;  ///< "reference", "avx2" or "avx512".
+  void (*rms_norm)(const RmsNormArgs&, ThreadPool&);
+  void (*rope_append)(const RopeAppendArgs&, ThreadPool&);
+  void (*gemm)(const GemmArgs&, ThreadPool&);
+  void (*attention)(const AttentionArgs&, ThreadPool&);
+  void (*router)(const RouterArgs&, ThreadPool&);
+  void (*pack)(const PackArgs&, ThreadPool&);
+  void (*grouped_ffn)(const GroupedFfnArgs&, ThreadPool&);
+  void (*combine)(const CombineArgs&, ThreadPool&);
+  void (*embed)(const EmbedArgs&, ThreadPool&);
+};
+
+/// `isa` is "auto" (the best this processor has), "reference", "avx2" or "avx512".
+/// Errors: kInvalidArgument (unknown name), kFailedPrecondition (the processor lacks it).
+Result<const CpuKernels*> select_cpu_kernels(const std::string& isa);
+
+}  // namespace volley::kernels
