@@ -1,0 +1,159 @@
+#pragma once
+
+// The M2N wire format: what lies in a slot and, byte for byte, what `tcp` and `rdma` carry.
+// Little endian, natural alignment, no padding. docs/protocol.md draws it.
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "volley/base/status.h"
+
+namespace volley::protocol {
+
+inline constexpr uint32_t kWireMagic = 0x31594c56;  // "VLY1"
+inline constexpr uint16_t kWireVersion = 1;
+
+enum class MessageKind : uint8_t {
+  kDispatch = 1,  ///< Attention to expert: entries and one row per token.
+  kAnswer = 2,    ///< Expert to attention: one row per entry, in the dispatch's entry order.
+  kRefusal = 3,   ///< Expert to attention: no rows; `refusal` says why.
+};
+
+/// Why an expert node did not compute a dispatch.
+enum class Refusal : uint32_t {
+  kNone = 0,
+  kStaleMap = 1,   ///< The dispatch names a map version that is too old.
+  kNotHeld = 2,    ///< An entry names an expert that this node does not hold.
+  kNotFinite = 3,  ///< A row or its result has a NaN or an infinity.
+};
+
+/// A version of the expert map. Versions are ordered and never go back: the term is persisted.
+struct MapVersion {
+  uint32_t term = 0;
+  uint32_t number = 0;
+  auto operator<=>(const MapVersion&) const = default;
+};
+
+struct MessageHeader {
+  uint32_t magic = kWireMagic;            // 0
+  uint16_t wire_version = kWireVersion;   // 4
+  MessageKind kind = MessageKind::kDispatch;  // 6
+  uint8_t dtype = 0;                      // 7   kernels::DType of the rows
+  uint64_t incarnation = 0;               // 8   the sender's
+  uint64_t sequence = 0;                  // 16  per link, ascending; an answer repeats its dispatch's
+  uint32_t link = 0;                      // 24  agreed in the handshake
+  uint16_t slot = 0;                      // 28
+  uint16_t micro_batch = 0;               // 30
+  uint32_t layer = 0;                     // 32
+  MapVersion map;                         // 36  8 bytes
+  uint16_t fragment = 0;                  // 44
+  uint16_t fragment_count = 0;            // 46
+  uint32_t row_count = 0;                 // 48
+  uint32_t entry_count = 0;               // 52  0 in answers
+  uint32_t row_bytes = 0;                 // 56
+  Refusal refusal = Refusal::kNone;       // 60
+};
+static_assert(sizeof(MessageHeader) == 64);
+static_assert(offsetof(MessageHeader, map) == 36 && offsetof(MessageHeader, refusal) == 60);
+
+/// Row `row` of the dispatch is to be computed by `expert`. Entries are sorted by (expert, row).
+struct Entry {
+  uint32_t row = 0;
+  uint32_t expert = 0;
+  auto operator<=>(const Entry&) const = default;
+};
+static_assert(sizeof(Entry) == 8);
+
+/// Bytes of one slot, as the sender, the NIC and the reader all see it:
+///   header   64 B
+///   entries  [entries_max] Entry
+///   rows     [rows_max][row_bytes], at a multiple of 64
+struct SlotLayout {
+  uint32_t rows_max = 0;
+  uint32_t entries_max = 0;
+  uint32_t row_bytes = 0;
+
+  static constexpr size_t align(size_t value, size_t alignment) {
+    return (value + alignment - 1) / alignment * alignment;
+  }
+  constexpr size_t entries_offset() const { return sizeof(MessageHeader); }
+  constexpr size_t rows_offset() const {
+    return align(entries_offset() + size_t{entries_max} * sizeof(Entry), 64);
+  }
+  constexpr size_t slot_bytes() const {
+    return align(rows_offset() + size_t{rows_max} * row_bytes, 4096);
+  }
+  auto operator<=>(const SlotLayout&) const = default;
+};
+static_assert(SlotLayout{.rows_max = 128, .entries_max = 1024, .row_bytes = 14'336}.slot_bytes() ==
+              1'847'296);
+
+/// What both ends of a link must agree on. Slots [0, micro_batches) are the micro-batches' own, slots
+/// [micro_batches, 2 * micro_batches) are takeover slots.
+struct LinkGeometry {
+  uint32_t micro_batches = 0;  ///< At most kMicroBatchesMax.
+  SlotLayout dispatch;
+  SlotLayout answer;           ///< rows_max is the dispatch's entries_max; no entries.
+
+  constexpr uint32_t slot_count() const { return 2 * micro_batches; }
+  constexpr size_t region_bytes() const {
+    return slot_count() * (dispatch.slot_bytes() + answer.slot_bytes());
+  }
+  auto operator<=>(const LinkGeometry&) const = default;
+
+  /// `rows_max` tokens a fragment, each to at most `experts_per_row` experts of one node.
+  static constexpr LinkGeometry make(uint32_t micro_batches, uint32_t rows_max,
+                                     uint32_t experts_per_row, uint32_t row_bytes) {
+    return {.micro_batches = micro_batches,
+            .dispatch = {.rows_max = rows_max,
+                         .entries_max = rows_max * experts_per_row,
+                         .row_bytes = row_bytes},
+            .answer = {.rows_max = rows_max * experts_per_row,
+                       .entries_max = 0,
+                       .row_bytes = row_bytes}};
+  }
+};
+inline constexpr uint32_t kMicroBatchesMax = 16;
+
+inline MessageHeader& header_of(std::byte* slot) { return *reinterpret_cast<MessageHeader*>(slot); }
+inline const MessageHeader& header_of(const std::byte* slot) {
+  return *reinterpret_cast<const MessageHeader*>(slot);
+}
+inline std::span<Entry> entries_of(std::byte* slot, const SlotLayout& layout, uint32_t count) {
+  return {reinterpret_cast<Entry*>(slot + layout.entries_offset()), count};
+}
+inline std::span<const Entry> entries_of(const std::byte* slot, const SlotLayout& layout,
+                                         uint32_t count) {
+  return {reinterpret_cast<const Entry*>(slot + layout.entries_offset()), count};
+}
+inline std::byte* row_of(std::byte* slot, const SlotLayout& layout, uint32_t row) {
+  return slot + layout.rows_offset() + size_t{row} * layout.row_bytes;
+}
+inline const std::byte* row_of(const std::byte* slot, const SlotLayout& layout, uint32_t row) {
+  return slot + layout.rows_offset() + size_t{row} * layout.row_bytes;
+}
+
+/// What the receiver of a message knows about the link it came on.
+struct Expectation {
+  MessageKind kind = MessageKind::kDispatch;  ///< kAnswer also admits kRefusal.
+  uint64_t incarnation = 0;
+  uint32_t link = 0;
+  uint32_t slot = 0;
+  uint32_t layers = 0;
+  uint32_t experts = 0;   ///< Checked for dispatches.
+  uint8_t dtype = 0;
+  SlotLayout layout;
+  uint32_t micro_batches = 0;
+};
+
+/// Checks every field of the header alone, so that a transport may trust its sizes.
+/// Errors: kDataLoss naming the field, its value and what was allowed.
+Status validate_header(const MessageHeader& header, const Expectation& expected);
+
+/// Checks a whole dispatch: the header, and that every entry names a row and an expert that exist, sorted
+/// by (expert, row) without duplicates. `slot` has layout.slot_bytes() bytes.
+/// Errors: kDataLoss as above.
+Status validate_message(std::span<const std::byte> slot, const Expectation& expected);
+
+}  // namespace volley::protocol
