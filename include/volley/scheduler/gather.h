@@ -1,0 +1,77 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "volley/base/ids.h"
+
+namespace volley::scheduler {
+
+struct GatherOptions {
+  uint32_t layers = 0;
+  uint32_t rows_max = 4096;             ///< Entries (row, expert) merged into one grouped FFN at most.
+  Nanos window_max = 2 * kMillisecond;  ///< Upper bound of the wait W.
+  /// A dispatch that has waited longer than this many measured step times goes first.
+  double age_steps_max = 1.0;
+};
+
+/// One dispatch that waits to be computed.
+struct PendingDispatch {
+  LinkId link;
+  uint32_t slot = 0;
+  uint32_t layer = 0;
+  uint32_t entry_count = 0;
+  Nanos arrived = 0;
+};
+
+/// What the expert node does next.
+struct GatherDecision {
+  enum class Kind : uint8_t { kRun, kWait, kIdle };
+  Kind kind = Kind::kIdle;
+  uint32_t layer = 0;
+  std::span<const PendingDispatch> dispatches;  ///< kRun: all of one layer. Valid until the next call.
+  Nanos wait_until = 0;                         ///< kWait: ask again then, or when something arrives.
+};
+
+/// Which dispatches run together (design: one layer's rows from all attention nodes in one grouped FFN).
+///
+/// Each stream (link, micro-batch slot) is predicted from its own past: after an answer for layer l it
+/// comes back with layer l + 1 (modulo the layers) after about its usual turnaround. A layer runs as soon as
+/// every dispatch that is predicted to arrive within the window W is here; W is 0 when nothing is
+/// predicted, is at most the compute time that a merge would save, and is bounded by window_max. Streams of
+/// one link are never waited for on behalf of each other: that would undo the ping-pong. Where several
+/// layers are pending, the choice lets the streams that lag catch up, so that nodes which start at random
+/// phases come into step; a dispatch past its age limit goes first (GATHER-2).
+/// GATHER-1: every pending dispatch is run exactly once or removed with its link.
+/// Pure: events and times in, decisions out; deterministic.
+class GatherPolicy {
+ public:
+  explicit GatherPolicy(GatherOptions options);
+  ~GatherPolicy();
+
+  void on_link_opened(LinkId link);
+  /// Drops what is pending and predicted from the link.
+  void on_link_closed(LinkId link);
+  void on_dispatch(const PendingDispatch& dispatch);
+  GatherDecision decide(Nanos now);
+  /// The run that decide() returned was computed and answered; `elapsed` is its compute time.
+  void on_answered(Nanos now, Nanos elapsed);
+
+  struct Stats {
+    uint64_t runs = 0;
+    uint64_t dispatches = 0;     ///< With entries.
+    uint64_t mergeable_runs = 0; ///< Runs while more than one link was open and active.
+    uint64_t merged_runs = 0;    ///< Of these, runs with dispatches of every active link.
+    Nanos window = 0;            ///< The W in use.
+    Nanos waited = 0;            ///< Total time spent waiting for predicted arrivals.
+  };
+  Stats stats() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace volley::scheduler
