@@ -116,6 +116,7 @@ struct AttentionEngine::Impl {
   std::vector<std::byte> zero_row;
   kernels::SampleScratch scratch;
   std::vector<Command> batch;
+  std::vector<LinkId> silent_links;
   std::vector<MicroBatchTimes> micro_batch_times;
   Nanos attention_time = 0, round_trip_time = 0;
   uint64_t tokens_generated = 0;
@@ -227,7 +228,9 @@ struct AttentionEngine::Impl {
   void tick() {
     const Nanos now = monotonic_now();
     links.for_each_open([this](LinkId link) { core.heard(link, fabric->last_heard(link)); });
-    for (const LinkId link : core.tick(now)) {
+    const std::span<const LinkId> silent = core.tick(now);
+    silent_links.assign(silent.begin(), silent.end());
+    for (const LinkId link : silent_links) {
       drop_link(link, Status(StatusCode::kDeadlineExceeded,
                              fmt::format("silent for more than {} ms", options.link_timeout / kMillisecond)));
     }
