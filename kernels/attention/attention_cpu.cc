@@ -22,9 +22,10 @@ namespace volley::kernels::HWY_NAMESPACE {
 
 /// Query heads of one KV head that share a pass over its keys and values.
 constexpr uint32_t kHeadsMax = 4;
-/// Vectors of value dimensions that are summed at a time: with kHeadsMax heads they stay in
-/// registers.
-constexpr uint32_t kValueVectors = HWY_TARGET == HWY_AVX3 ? 2 : 1;
+/// Accumulators (F32x16) that stay in registers: heads times blocks for scores, heads times vectors
+/// of dimensions for values.
+constexpr uint32_t kScoreAccumulators = HWY_TARGET == HWY_AVX3 ? 8 : 4;
+constexpr uint32_t kValueAccumulators = HWY_TARGET == HWY_AVX3 ? 16 : 4;
 
 /// Some query heads of one row, all of one KV head.
 struct HeadGroup {
@@ -77,36 +78,62 @@ HWY_INLINE hn::Mask<F32Tag> visible_lanes(uint32_t block_token, size_t part, Vis
   return hn::RebindMask(F32Tag(), hn::Not(outside));
 }
 
-/// Scores of a split into scratch.p, minus infinity for tokens that are not visible; and their
-/// maxima.
+/// Scores of the kBlocks blocks from `token` on into scratch.p, minus infinity for tokens that are
+/// not visible; `largest` takes their maxima. Several blocks give the additions independent chains.
+template <uint32_t kHeads, uint32_t kBlocks, class T>
+HWY_INLINE void score_blocks(const AttentionArgs& args, const HeadGroup& group,
+                             VisibleTokens tokens, uint32_t token, F32x16 (&largest)[kHeads],
+                             Scratch<kHeads>& scratch) {
+  const T* keys[kBlocks];
+  F32x16 score[kBlocks][kHeads];
+#pragma GCC unroll 8
+  for (uint32_t b = 0; b < kBlocks; ++b) {
+    keys[b] = keys_of<T>(args, group, token + b * kKvBlockTokens);
+#pragma GCC unroll 8
+    for (uint32_t h = 0; h < kHeads; ++h) score[b][h] = broadcast(0.0f);
+  }
+  for (uint32_t d = 0; d < args.cache.head_dim; ++d) {
+#pragma GCC unroll 8
+    for (uint32_t b = 0; b < kBlocks; ++b) {
+      const F32x16 key = load16(keys[b] + size_t{d} * kKvBlockTokens);
+#pragma GCC unroll 8
+      for (uint32_t h = 0; h < kHeads; ++h) {
+        score[b][h] = mul_add(broadcast(scratch.query[h][d]), key, score[b][h]);
+      }
+    }
+  }
+  const F32x16 lowest = broadcast(-std::numeric_limits<float>::infinity());
+#pragma GCC unroll 8
+  for (uint32_t b = 0; b < kBlocks; ++b) {
+    const uint32_t block_token = token + b * kKvBlockTokens;
+#pragma GCC unroll 8
+    for (uint32_t h = 0; h < kHeads; ++h) {
+      F32x16 scaled = mul(score[b][h], broadcast(args.scale));
+      for (size_t part = 0; part < kParts; ++part) {
+        scaled.part[part] = hn::IfThenElse(visible_lanes(block_token, part, tokens),
+                                           scaled.part[part], lowest.part[part]);
+      }
+      store16(scaled, &scratch.p[h][block_token % kAttentionSplitTokens]);
+      largest[h] = max(largest[h], scaled);
+    }
+  }
+}
+
 template <uint32_t kHeads, class T>
 void score_split(const AttentionArgs& args, const HeadGroup& group, VisibleTokens tokens,
                  Scratch<kHeads>& scratch) {
-  const F32x16 lowest = broadcast(-std::numeric_limits<float>::infinity());
   F32x16 largest[kHeads];
-  for (uint32_t h = 0; h < kHeads; ++h) largest[h] = lowest;
-  for (uint32_t token = tokens.begin / kKvBlockTokens * kKvBlockTokens; token < tokens.end;
-       token += kKvBlockTokens) {
-    const T* keys = keys_of<T>(args, group, token);
-    F32x16 score[kHeads];
-#pragma GCC unroll 8
-    for (uint32_t h = 0; h < kHeads; ++h) score[h] = broadcast(0.0f);
-    for (uint32_t d = 0; d < args.cache.head_dim; ++d) {
-      const F32x16 key = load16(keys + size_t{d} * kKvBlockTokens);
-#pragma GCC unroll 8
-      for (uint32_t h = 0; h < kHeads; ++h) {
-        score[h] = mul_add(broadcast(scratch.query[h][d]), key, score[h]);
-      }
-    }
-    for (uint32_t h = 0; h < kHeads; ++h) {
-      F32x16 scaled = mul(score[h], broadcast(args.scale));
-      for (size_t part = 0; part < kParts; ++part) {
-        scaled.part[part] = hn::IfThenElse(visible_lanes(token, part, tokens), scaled.part[part],
-                                           lowest.part[part]);
-      }
-      store16(scaled, &scratch.p[h][token % kAttentionSplitTokens]);
-      largest[h] = max(largest[h], scaled);
-    }
+  for (uint32_t h = 0; h < kHeads; ++h) {
+    largest[h] = broadcast(-std::numeric_limits<float>::infinity());
+  }
+  constexpr uint32_t kBlocks = kScoreAccumulators / kHeads;
+  constexpr uint32_t kStep = kBlocks * kKvBlockTokens;
+  uint32_t token = tokens.begin / kKvBlockTokens * kKvBlockTokens;
+  for (; token + kStep <= tokens.end; token += kStep) {
+    score_blocks<kHeads, kBlocks, T>(args, group, tokens, token, largest, scratch);
+  }
+  for (; token < tokens.end; token += kKvBlockTokens) {
+    score_blocks<kHeads, 1, T>(args, group, tokens, token, largest, scratch);
   }
   for (uint32_t h = 0; h < kHeads; ++h) scratch.split.largest[h] = max_across(largest[h]);
 }
@@ -133,12 +160,12 @@ void exponentiate_split(VisibleTokens tokens, Scratch<kHeads>& scratch) {
   }
 }
 
-/// acc[d] of kVectors * 16 dimensions from `first_dim` on (`dims` of them when that is less), over
-/// all visible tokens in ascending order. Other tokens are not even multiplied by 0: their memory
-/// may hold anything.
-template <uint32_t kHeads, uint32_t kVectors, class T>
-void sum_values(const AttentionArgs& args, const HeadGroup& group, VisibleTokens tokens,
-                uint32_t first_dim, uint32_t dims, Scratch<kHeads>& scratch) {
+/// acc[d] of kVectors * 16 dimensions from `first_dim` on, with kPartial only of the last `rest` of
+/// the head, over all visible tokens in ascending order. Other tokens are not even multiplied by 0:
+/// their memory may hold anything.
+template <uint32_t kHeads, uint32_t kVectors, bool kPartial, class T>
+HWY_INLINE void sum_vectors(const AttentionArgs& args, const HeadGroup& group, VisibleTokens tokens,
+                            uint32_t first_dim, uint32_t rest, Scratch<kHeads>& scratch) {
   F32x16 acc[kHeads][kVectors];
 #pragma GCC unroll 8
   for (uint32_t h = 0; h < kHeads; ++h) {
@@ -154,7 +181,12 @@ void sum_values(const AttentionArgs& args, const HeadGroup& group, VisibleTokens
       const uint32_t index = token % kAttentionSplitTokens;
 #pragma GCC unroll 8
       for (uint32_t v = 0; v < kVectors; ++v) {
-        const F32x16 x = dims < 16 ? load_first(value, dims) : load16(value + v * 16);
+        F32x16 x;
+        if constexpr (kPartial) {
+          x = load_first(value, rest);
+        } else {
+          x = load16(value + v * 16);
+        }
 #pragma GCC unroll 8
         for (uint32_t h = 0; h < kHeads; ++h) {
           acc[h][v] = mul_add(broadcast(scratch.p[h][index]), x, acc[h][v]);
@@ -168,6 +200,29 @@ void sum_values(const AttentionArgs& args, const HeadGroup& group, VisibleTokens
     for (uint32_t v = 0; v < kVectors; ++v) {
       store16(acc[h][v], &scratch.split.acc[h][first_dim + v * 16]);
     }
+  }
+}
+
+/// All dimensions, in the widest steps that the registers allow.
+template <uint32_t kHeads, class T>
+void sum_values(const AttentionArgs& args, const HeadGroup& group, VisibleTokens tokens,
+                Scratch<kHeads>& scratch) {
+  const uint32_t head_dim = args.cache.head_dim;
+  constexpr uint32_t kVectors = std::min(kValueAccumulators / kHeads, 8u);
+  uint32_t d = 0;
+  for (; d + kVectors * 16 <= head_dim; d += kVectors * 16) {
+    sum_vectors<kHeads, kVectors, false, T>(args, group, tokens, d, 0, scratch);
+  }
+  if constexpr (kVectors > 2) {
+    for (; d + 32 <= head_dim; d += 32) {
+      sum_vectors<kHeads, 2, false, T>(args, group, tokens, d, 0, scratch);
+    }
+  }
+  for (; d + 16 <= head_dim; d += 16) {
+    sum_vectors<kHeads, 1, false, T>(args, group, tokens, d, 0, scratch);
+  }
+  if (d < head_dim) {
+    sum_vectors<kHeads, 1, true, T>(args, group, tokens, d, head_dim - d, scratch);
   }
 }
 
@@ -207,14 +262,7 @@ void attend(const AttentionArgs& args, const HeadGroup& group) {
     const VisibleTokens tokens = {begin, std::min(visible.end, attention_split_end(begin))};
     score_split<kHeads, T>(args, group, tokens, scratch);
     exponentiate_split<kHeads>(tokens, scratch);
-    constexpr uint32_t kStep = kValueVectors * 16;
-    uint32_t d = 0;
-    for (; d + kStep <= head_dim; d += kStep) {
-      sum_values<kHeads, kValueVectors, T>(args, group, tokens, d, kStep, scratch);
-    }
-    for (; d < head_dim; d += 16) {
-      sum_values<kHeads, 1, T>(args, group, tokens, d, std::min(head_dim - d, 16u), scratch);
-    }
+    sum_values<kHeads, T>(args, group, tokens, scratch);
     if (begin == visible.begin) {
       scratch.total = scratch.split;
     } else {

@@ -49,14 +49,13 @@ HWY_INLINE void multiply(const float* const* x, const Weight* panel, size_t pane
     for (uint32_t r = 0; r < kRows; ++r) acc[p][r] = load16(sum[p * kRows + r]);
   }
   for (uint32_t k = 0; k < count; ++k) {
-    F32x16 input[kRows];
-#pragma GCC unroll 8
-    for (uint32_t r = 0; r < kRows; ++r) input[r] = broadcast(x[r][k]);
 #pragma GCC unroll 8
     for (uint32_t p = 0; p < kPanels; ++p) {
       const F32x16 weight = load16(panel + p * panel_stride + size_t{k} * kPanel);
 #pragma GCC unroll 8
-      for (uint32_t r = 0; r < kRows; ++r) acc[p][r] = mul_add(input[r], weight, acc[p][r]);
+      for (uint32_t r = 0; r < kRows; ++r) {
+        acc[p][r] = mul_add(broadcast(x[r][k]), weight, acc[p][r]);
+      }
     }
   }
 #pragma GCC unroll 8

@@ -10,7 +10,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "kernels/common/math.h"
+#include "kernels/sample/relative_probabilities.h"
 #include "volley/base/random.h"
 
 namespace volley::kernels {
@@ -62,20 +62,10 @@ double uniform(uint64_t seed, uint64_t position) {
   return philox4x32(counter, key)[0] * 0x1p-32;
 }
 
-/// ln of the sum of exp(logit - largest), over all tokens in ascending id.
-double log_sum(std::span<const float> logits, float largest) {
-  double sum = 0.0;
-  for (const float logit : logits) sum += exp_f32(logit - largest);
-  return std::log(sum);
-}
-
-uint32_t draw(std::span<const float> logits, float largest, const SamplingParams& params,
-              uint64_t position, SampleScratch& scratch) {
-  std::vector<float>& probability = scratch.probability;  // Relative to the largest.
-  probability.resize(logits.size());
-  for (size_t i = 0; i < logits.size(); ++i) {
-    probability[i] = exp_f32((logits[i] - largest) / params.temperature);
-  }
+/// Draws by scratch.probability, the probabilities relative to the largest.
+uint32_t draw(std::span<const float> logits, const SamplingParams& params, uint64_t position,
+              SampleScratch& scratch) {
+  const std::vector<float>& probability = scratch.probability;
   LazyOrder order(logits, scratch.order);
 
   size_t kept = logits.size();
@@ -134,9 +124,17 @@ SampledToken sample_token(std::span<const float> logits, const SamplingParams& p
     if (logits[id] > logits[best]) best = id;
   }
   const float largest = logits[best];
-  const uint32_t token =
-      params.temperature == 0.0f ? best : draw(logits, largest, params, position, scratch);
-  const double logprob = static_cast<double>(logits[token]) - largest - log_sum(logits, largest);
+  scratch.probability.resize(logits.size());
+  float* probability = scratch.probability.data();
+  uint32_t token = best;
+  if (params.temperature != 0.0f) {
+    relative_probabilities(logits, largest, params.temperature, probability);
+    token = draw(logits, params, position, scratch);
+  }
+  if (params.temperature != 1.0f) relative_probabilities(logits, largest, 1.0f, probability);
+  double sum = 0.0;
+  for (const float p : scratch.probability) sum += p;
+  const double logprob = static_cast<double>(logits[token]) - largest - std::log(sum);
   return {.token = static_cast<int32_t>(token), .logprob = static_cast<float>(logprob)};
 }
 

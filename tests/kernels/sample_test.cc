@@ -54,7 +54,7 @@ SampledToken sample(const std::vector<float>& logits, const SamplingParams& para
 /// Draws at many positions; expects only tokens of the plain distribution, in its proportions.
 void expect_distribution(const std::vector<float>& logits, const SamplingParams& params) {
   const auto distribution = plain_distribution(logits, params);
-  constexpr int kDraws = 5'000;
+  constexpr int kDraws = 10'000;
   std::map<int32_t, int> count;
   SampleScratch scratch;
   for (int i = 0; i < kDraws; ++i) {
