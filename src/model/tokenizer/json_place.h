@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "regex.h"
+#include "pattern.h"
 #include "volley/base/status.h"
 
 namespace volley::model {

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "json_place.h"
-#include "regex.h"
+#include "pattern.h"
 #include "unicode.h"
 #include "volley/base/status.h"
 

@@ -6,7 +6,7 @@
 
 #include "json_place.h"
 #include "metaspace.h"
-#include "regex.h"
+#include "pattern.h"
 #include "volley/base/status.h"
 
 namespace volley::model {

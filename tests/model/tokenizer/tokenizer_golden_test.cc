@@ -1,7 +1,7 @@
-// Goal: ids and texts equal those of Hugging Face's `tokenizers`, in every style that Volley supports.
-// Method: small trained tokenizers and what the library made of a corpus, both written by
-// tests/data/tokenizers/make_tokenizer_goldens.py; equality for every text and for sequences of ids that
-// no text gives. The streaming decoder must give the same text in pieces of whole characters.
+// Goal: ids and texts equal those of Hugging Face's `tokenizers`, in every style that Volley
+// supports. Method: small trained tokenizers and what the library made of a corpus, both written by
+// tests/data/tokenizers/make_tokenizer_goldens.py; equality for every text and for sequences of ids
+// that no text gives. The streaming decoder must give the same text in pieces of whole characters.
 
 #include <gtest/gtest.h>
 
@@ -73,7 +73,8 @@ class TokenizerGolden : public testing::TestWithParam<const char*> {
     const json& skipped = golden_["rows"][index][2];
     return skipped.is_null() ? kept_text(index) : skipped.get<std::string>();
   }
-  void expect_stream(const std::vector<int32_t>& ids, bool skip, const std::string& expected) const {
+  void expect_stream(const std::vector<int32_t>& ids, bool skip,
+                     const std::string& expected) const {
     StreamDecoder stream(*tokenizer_, skip);
     std::string text;
     for (const int32_t id : ids) {
@@ -113,8 +114,10 @@ TEST_P(TokenizerGolden, DecodesLikeTheReference) {
   }
   for (const json& row : golden_["sequences"]) {
     SCOPED_TRACE("ids " + row[0].dump());
-    EXPECT_EQ(tokenizer_->decode(row[0].get<std::vector<int32_t>>(), false), row[1].get<std::string>());
-    EXPECT_EQ(tokenizer_->decode(row[0].get<std::vector<int32_t>>(), true), row[2].get<std::string>());
+    EXPECT_EQ(tokenizer_->decode(row[0].get<std::vector<int32_t>>(), false),
+              row[1].get<std::string>());
+    EXPECT_EQ(tokenizer_->decode(row[0].get<std::vector<int32_t>>(), true),
+              row[2].get<std::string>());
   }
 }
 
@@ -141,7 +144,8 @@ TEST_P(TokenizerGolden, KnowsEveryTokenOfTheFile) {
     highest = std::max(highest, id.get<int32_t>());
   }
   for (const json& token : file["added_tokens"]) {
-    EXPECT_EQ(tokenizer_->token_id(token["content"].get<std::string>()), token["id"].get<int32_t>());
+    EXPECT_EQ(tokenizer_->token_id(token["content"].get<std::string>()),
+              token["id"].get<int32_t>());
     EXPECT_EQ(tokenizer_->is_special(token["id"]), token["special"].get<bool>()) << token;
     highest = std::max(highest, token["id"].get<int32_t>());
   }
@@ -153,8 +157,8 @@ TEST_P(TokenizerGolden, KnowsEveryTokenOfTheFile) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Styles, TokenizerGolden,
-                         testing::Values("gpt2", "qwen", "llama3", "mixtral", "metaspace", "odds_and_ends",
-                                         "digits_and_inverts"),
+                         testing::Values("gpt2", "qwen", "llama3", "mixtral", "metaspace",
+                                         "odds_and_ends", "digits_and_inverts"),
                          [](const auto& param) { return std::string(param.param); });
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Regular expressions of tokenizer files: translation from Oniguruma's (Ruby) syntax and matching.
 
 #define PCRE2_CODE_UNIT_WIDTH 8
-#include "regex.h"
+#include "pattern.h"
 
 #include <pcre2.h>
 
