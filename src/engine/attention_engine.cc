@@ -85,8 +85,8 @@ struct AttentionEngine::Impl {
         fabric(std::move(link_fabric)),
         core(core_options(opts, spec)),
         links(*fabric, opts.name),
-        commands(size_t{opts.waiting_max} + opts.sequences_max + kExtraCommands),
-        micro_batch_times(opts.micro_batches) {
+        micro_batch_times(opts.micro_batches),
+        commands(size_t{opts.waiting_max} + opts.sequences_max + kExtraCommands) {
     zero_row.resize(geometry.answer.row_bytes);
     answer_rows.reserve(size_t{opts.tokens_per_step_max} * top_k);
   }

@@ -280,8 +280,7 @@ struct ExpertEngine::Impl {
                            .input = inputs,
                            .output = outputs,
                            .dtype = options.dtype,
-                           .workspace = workspace.bytes().data(),
-                           .workspace_bytes = workspace.bytes().size()},
+                           .workspace = workspace.bytes().data()},
                           pool);
     }
     for (const PendingDispatch& dispatch : run.dispatches) {
