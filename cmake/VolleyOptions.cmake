@@ -28,3 +28,12 @@ elseif(VOLLEY_SANITIZE STREQUAL "thread")
 elseif(VOLLEY_SANITIZE)
   message(FATAL_ERROR "VOLLEY_SANITIZE is '${VOLLEY_SANITIZE}'; it must be address, thread or empty")
 endif()
+
+if(VOLLEY_FUZZ)
+  if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+    message(FATAL_ERROR "VOLLEY_FUZZ needs clang, the compiler is ${CMAKE_CXX_COMPILER_ID}")
+  endif()
+  target_compile_options(volley_flags INTERFACE
+    -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all)
+  target_link_options(volley_flags INTERFACE -fsanitize=address,undefined)
+endif()

@@ -30,8 +30,9 @@ struct GroupedFfnArgs {
   void* workspace;                   ///< grouped_ffn_workspace_bytes(rows, ffn, dtype), 64-byte aligned.
 };
 
+/// The workspace holds the inner activations [rows][ffn] of `dtype`.
 constexpr size_t grouped_ffn_workspace_bytes(size_t rows, uint32_t ffn, DType dtype) {
-  return rows * ffn * (dtype_bytes(dtype) + 2 * sizeof(float)) + rows * sizeof(void*) * 3 + 256;
+  return rows * ffn * dtype_bytes(dtype);
 }
 
 }  // namespace volley::kernels

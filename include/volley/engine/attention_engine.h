@@ -28,6 +28,7 @@ struct AttentionEngineOptions {
   uint32_t waiting_max = 1024;
   uint32_t sequence_tokens_max = 2048;
   uint32_t kv_blocks = 0;               ///< 0: enough for sequences_max / 4 sequences of full length.
+  protocol::LinkGeometry geometry;      ///< Of the fabric's links; see AttentionEngine::geometry().
   Nanos link_timeout = kSecond;
 };
 
@@ -70,9 +71,9 @@ class AttentionEngine {
                                                          model::AttentionWeights weights,
                                                          const kernels::CpuKernels& kernels,
                                                          std::unique_ptr<transport::Fabric> fabric);
-  /// The geometry that the fabric of such an engine must be made with.
-  static protocol::LinkGeometry geometry(const AttentionEngineOptions& options,
-                                         const model::ModelSpec& spec, uint32_t rows_max);
+  /// The link geometry of a cluster: m micro-batches, `rows_max` token rows a slot.
+  static protocol::LinkGeometry geometry(const model::ModelSpec& spec, uint32_t micro_batches,
+                                         uint32_t rows_max, kernels::DType dtype);
   ~AttentionEngine();
 
   /// Queues a sequence. On OK the sink gets everything, its end included; it must live until then.

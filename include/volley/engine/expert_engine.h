@@ -17,6 +17,7 @@ struct ExpertEngineOptions {
   Incarnation incarnation;
   kernels::DType dtype = kernels::DType::kBf16;
   uint32_t threads = 1;
+  protocol::LinkGeometry geometry;  ///< Of the fabric's links.
   uint32_t links_max = 8;
   Nanos gather_window_max = 2 * kMillisecond;
   Nanos link_timeout = kSecond;

@@ -35,8 +35,9 @@ class WeightSource {
 struct Checkpoint {
   ModelSpec spec;
   std::string folder;
-  /// Nodes of a cluster must agree on it: it covers config.json and, unless the weights are dummy, every
-  /// safetensors header, the file sizes and the first 4 KiB of every tensor. For dummy weights, the seed.
+  /// Nodes of a cluster must agree on it: it covers config.json, generation_config.json and, unless the
+  /// weights are dummy, every safetensors header, the file sizes and the first 4 KiB of every tensor. For
+  /// dummy weights, the seed.
   uint64_t digest = 0;
   bool dummy = false;
   uint64_t dummy_seed = 0;
@@ -93,8 +94,10 @@ class ExpertWeights {
     uint32_t expert;
     auto operator<=>(const Key&) const = default;
   };
+  /// Errors: kInvalidArgument also for an expert that does not exist or is listed twice.
   static Result<ExpertWeights> load(const ModelSpec& spec, WeightSource& source, kernels::DType dtype,
                                     std::span<const Key> experts);
+  /// Every layer named must exist.
   static size_t bytes_needed(const ModelSpec& spec, kernels::DType dtype, std::span<const Key> experts);
 
   /// Null when this node does not hold it.

@@ -1,0 +1,44 @@
+#pragma once
+
+// The functions behind CpuKernels. `reference` is the definition of correct; the other namespaces
+// are those that Highway gives to the targets of `<op>_cpu.cc`. Pack and embed only move data:
+// every table has the same function.
+
+#include "kernels/cpu_kernels.h"
+
+namespace volley::kernels {
+
+void pack(const PackArgs& args, ThreadPool& pool);
+void embed(const EmbedArgs& args, ThreadPool& pool);
+
+namespace reference {
+void rms_norm(const RmsNormArgs& args, ThreadPool& pool);
+void rope_append(const RopeAppendArgs& args, ThreadPool& pool);
+void gemm(const GemmArgs& args, ThreadPool& pool);
+void attention(const AttentionArgs& args, ThreadPool& pool);
+void router(const RouterArgs& args, ThreadPool& pool);
+void grouped_ffn(const GroupedFfnArgs& args, ThreadPool& pool);
+void combine(const CombineArgs& args, ThreadPool& pool);
+}  // namespace reference
+
+namespace N_AVX2 {
+void rms_norm(const RmsNormArgs& args, ThreadPool& pool);
+void rope_append(const RopeAppendArgs& args, ThreadPool& pool);
+void gemm(const GemmArgs& args, ThreadPool& pool);
+void attention(const AttentionArgs& args, ThreadPool& pool);
+void router(const RouterArgs& args, ThreadPool& pool);
+void grouped_ffn(const GroupedFfnArgs& args, ThreadPool& pool);
+void combine(const CombineArgs& args, ThreadPool& pool);
+}  // namespace N_AVX2
+
+namespace N_AVX3 {
+void rms_norm(const RmsNormArgs& args, ThreadPool& pool);
+void rope_append(const RopeAppendArgs& args, ThreadPool& pool);
+void gemm(const GemmArgs& args, ThreadPool& pool);
+void attention(const AttentionArgs& args, ThreadPool& pool);
+void router(const RouterArgs& args, ThreadPool& pool);
+void grouped_ffn(const GroupedFfnArgs& args, ThreadPool& pool);
+void combine(const CombineArgs& args, ThreadPool& pool);
+}  // namespace N_AVX3
+
+}  // namespace volley::kernels

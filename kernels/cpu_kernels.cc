@@ -1,0 +1,84 @@
+#include "kernels/cpu_kernels.h"
+
+#include "kernels/common/implementations.h"
+#include "kernels/common/targets.h"
+
+namespace volley::kernels {
+namespace {
+
+constexpr CpuKernels kReference = {
+    .name = "reference",
+    .rms_norm = reference::rms_norm,
+    .rope_append = reference::rope_append,
+    .gemm = reference::gemm,
+    .attention = reference::attention,
+    .router = reference::router,
+    .pack = pack,
+    .grouped_ffn = reference::grouped_ffn,
+    .combine = reference::combine,
+    .embed = embed,
+};
+
+#if HWY_TARGETS & HWY_AVX2
+constexpr CpuKernels kAvx2 = {
+    .name = "avx2",
+    .rms_norm = N_AVX2::rms_norm,
+    .rope_append = N_AVX2::rope_append,
+    .gemm = N_AVX2::gemm,
+    .attention = N_AVX2::attention,
+    .router = N_AVX2::router,
+    .pack = pack,
+    .grouped_ffn = N_AVX2::grouped_ffn,
+    .combine = N_AVX2::combine,
+    .embed = embed,
+};
+#endif
+
+#if HWY_TARGETS & HWY_AVX3
+constexpr CpuKernels kAvx512 = {
+    .name = "avx512",
+    .rms_norm = N_AVX3::rms_norm,
+    .rope_append = N_AVX3::rope_append,
+    .gemm = N_AVX3::gemm,
+    .attention = N_AVX3::attention,
+    .router = N_AVX3::router,
+    .pack = pack,
+    .grouped_ffn = N_AVX3::grouped_ffn,
+    .combine = N_AVX3::combine,
+    .embed = embed,
+};
+#endif
+
+struct Candidate {
+  const CpuKernels* kernels;
+  bool available;
+};
+
+}  // namespace
+
+Result<const CpuKernels*> select_cpu_kernels(const std::string& isa) {
+  [[maybe_unused]] const int64_t supported = hwy::SupportedTargets();
+  // Best first. The reference is always available, so "auto" always finds one.
+  const Candidate candidates[] = {
+#if HWY_TARGETS & HWY_AVX3
+    {&kAvx512, (supported & HWY_AVX3) != 0},
+#endif
+#if HWY_TARGETS & HWY_AVX2
+    {&kAvx2, (supported & HWY_AVX2) != 0},
+#endif
+    {&kReference, true},
+  };
+  for (const auto& [kernels, available] : candidates) {
+    if (isa == kernels->name && !available) {
+      return failed_precondition("this processor lacks the instruction set '{}'", isa);
+    }
+    if (available && (isa == "auto" || isa == kernels->name)) return kernels;
+  }
+  if (isa == "avx2" || isa == "avx512") {
+    return failed_precondition("this build has no kernels for the instruction set '{}'", isa);
+  }
+  return invalid_argument(
+      "unknown instruction set '{}': it must be auto, reference, avx2 or avx512", isa);
+}
+
+}  // namespace volley::kernels

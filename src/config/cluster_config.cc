@@ -1,0 +1,161 @@
+#include "volley/config/cluster_config.h"
+
+#include <cctype>
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <sstream>
+
+#include "yaml_reader.h"
+
+namespace volley::config {
+namespace {
+
+constexpr uint32_t kMicroBatchesMax = 16;
+constexpr uint32_t kMicroBatchesAuto = 4;  // The paper's N_m: more makes the experts' GEMMs too thin.
+constexpr uint32_t kThreadsMax = 1024;
+constexpr size_t kNameMax = 63;  // Fits the handshake of every fabric.
+constexpr size_t kFileBytesMax = size_t{1} << 20;
+
+/// Node names appear in metrics, logs and handshakes: letters, digits, '-', '_' and '.'.
+bool valid_name(const std::string& name) {
+  if (name.empty() || name.size() > kNameMax) return false;
+  for (const char c : name) {
+    if (std::isalnum(static_cast<unsigned char>(c)) == 0 && c != '-' && c != '_' && c != '.') return false;
+  }
+  return true;
+}
+
+void read_name(YamlMap& map, const std::string& key, std::string& name, std::set<std::string>& taken) {
+  map.text(key, name);
+  if (!valid_name(name)) {
+    map.fail(key, fmt::format("'{}' is not a name: 1 to {} letters, digits, '-', '_' or '.'", name, kNameMax));
+  } else if (!taken.insert(name).second) {
+    map.fail(key, fmt::format("'{}' is the name of another node", name));
+  }
+}
+
+void read_address(YamlMap& map, const std::string& key, std::string& address) {
+  map.text(key, address);
+  const size_t colon = address.rfind(':');
+  uint64_t port = 0;
+  if (colon == std::string::npos || colon == 0 ||
+      !parse_decimal(address.substr(colon + 1), 65535, port)) {
+    map.fail(key, fmt::format("'{}' is not HOST:PORT with a port in [0, 65535]", address));
+  }
+}
+
+void read_model(YamlMap& map, ModelConfig& model, const std::string& origin) {
+  map.required("path");
+  map.text("path", model.path);
+  std::string weights = "checkpoint";
+  map.choice("weights", weights, {"checkpoint", "dummy"});
+  model.dummy_weights = weights == "dummy";
+  map.integer64("seed", model.dummy_seed);
+  if (map.has("seed") && !model.dummy_weights) map.fail("seed", "only dummy weights have a seed");
+  map.choice("dtype", model.dtype, {"bf16", "f32"});
+  const std::filesystem::path path(model.path);
+  if (path.is_relative()) {
+    model.path = (std::filesystem::path(origin).parent_path() / path).lexically_normal().string();
+  }
+}
+
+void read_transport(YamlMap& map, TransportConfig& transport) {
+  map.choice("fabric", transport.fabric, {"local", "shm", "tcp"});
+  if (map.raw("micro_batches") == "auto") {
+    transport.adaptive_micro_batches = true;
+    transport.micro_batches = kMicroBatchesAuto;
+  } else {
+    map.integer("micro_batches", transport.micro_batches, 1, kMicroBatchesMax);
+  }
+  map.integer("slot_rows", transport.slot_rows, 1, 65536);
+  map.integer("links_max", transport.links_max, 1, 4096);
+  map.integer("link_timeout_ms", transport.link_timeout_ms, 10, 600'000);
+  map.integer("gather_window_us", transport.gather_window_us, 0, 1'000'000);
+}
+
+}  // namespace
+
+Result<ClusterConfig> parse_cluster_config(const std::string& text, const std::string& origin) {
+  ClusterConfig config;
+  config.file = origin;
+  YAML::Node document;
+  try {
+    document = YAML::Load(text);
+  } catch (const YAML::Exception& error) {
+    return invalid_argument("{}:{}: {}", origin, error.mark.line + 1, error.msg);
+  }
+  Status status;
+  std::set<std::string> names;
+  YamlMap root(document, "", origin, status);
+  root.required("cluster");
+  root.required("model");
+  root.required("attention");
+  root.required("expert");
+  root.text("cluster", config.cluster);
+  root.map("model", [&](YamlMap& map) { read_model(map, config.model, origin); });
+  root.map("transport", [&](YamlMap& map) { read_transport(map, config.transport); });
+  root.map("controller", [&](YamlMap& map) {
+    read_address(map, "listen", config.controller.listen);
+    map.text("state_dir", config.controller.state_dir);
+    map.integer("report_interval_ms", config.controller.report_interval_ms, 10, 60'000);
+  });
+  root.map("frontend", [&](YamlMap& map) {
+    read_name(map, "name", config.frontend.name, names);
+    read_address(map, "listen", config.frontend.listen);
+    map.integer("in_flight_max", config.frontend.in_flight_max, 1, 1'000'000);
+    map.integer("queue_max", config.frontend.queue_max, 0, 1'000'000);
+    map.boolean("reflection", config.frontend.reflection);
+  });
+  root.map("attention", [&](YamlMap& map) {
+    map.integer("tokens_per_step", config.attention.tokens_per_step, 1, 65'536);
+    map.integer("sequences_max", config.attention.sequences_max, 1, 65'536);
+    map.integer("waiting_max", config.attention.waiting_max, 0, 1'000'000);
+    map.integer("sequence_tokens", config.attention.sequence_tokens, 1, 16'777'216);
+    map.integer("kv_blocks", config.attention.kv_blocks, 1, 1u << 30);
+    map.required("nodes");
+    map.list("nodes", [&](YamlMap& entry, uint32_t) {
+      AttentionNodeConfig node;
+      entry.required("name");
+      read_name(entry, "name", node.name, names);
+      read_address(entry, "listen", node.listen);
+      read_address(entry, "data_listen", node.data_listen);
+      entry.integer("threads", node.threads, 1, kThreadsMax);
+      config.attention.nodes.push_back(std::move(node));
+    });
+    if (status.ok() && config.attention.nodes.empty()) map.fail("nodes", "needs at least one node");
+  });
+  root.map("expert", [&](YamlMap& map) {
+    map.required("nodes");
+    map.list("nodes", [&](YamlMap& entry, uint32_t) {
+      ExpertNodeConfig node;
+      entry.required("name");
+      read_name(entry, "name", node.name, names);
+      read_address(entry, "data_listen", node.data_listen);
+      entry.integer("threads", node.threads, 1, kThreadsMax);
+      entry.integers("experts", node.experts, 1023);
+      if (entry.has("experts") && node.experts.empty()) entry.fail("experts", "needs at least one expert");
+      config.expert.nodes.push_back(std::move(node));
+    });
+    if (status.ok() && config.expert.nodes.empty()) map.fail("nodes", "needs at least one node");
+  });
+  root.choice("cpu_isa", config.cpu_isa, {"auto", "reference", "avx2", "avx512"});
+  root.integer("stop_timeout_ms", config.stop_timeout_ms, 0, 3'600'000);
+  root.finish();
+  if (!status.ok()) return status;
+  if (config.transport.slot_rows == 0) config.transport.slot_rows = config.attention.tokens_per_step;
+  return config;
+}
+
+Result<ClusterConfig> load_cluster_config(const std::string& file) {
+  std::ifstream stream(file, std::ios::binary);
+  if (!stream) return not_found("{}: cannot be opened", file);
+  std::string text(kFileBytesMax + 1, '\0');
+  stream.read(text.data(), static_cast<std::streamsize>(text.size()));
+  if (stream.bad()) return invalid_argument("{}: cannot be read", file);
+  text.resize(static_cast<size_t>(stream.gcount()));
+  if (text.size() > kFileBytesMax) return invalid_argument("{}: larger than {} bytes", file, kFileBytesMax);
+  return parse_cluster_config(text, file);
+}
+
+}  // namespace volley::config

@@ -1,0 +1,481 @@
+#include "volley/engine/attention_engine.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <map>
+#include <mutex>
+#include <unordered_map>
+#include <variant>
+
+#include "attention_step.h"
+#include "expert_links.h"
+#include "volley/base/check.h"
+#include "volley/base/clock.h"
+#include "volley/base/digest.h"
+#include "volley/base/mailbox.h"
+#include "volley/cache/block_allocator.h"
+#include "volley/scheduler/attention_core.h"
+#include "volley/scheduler/micro_batch_count.h"
+
+namespace volley::engine {
+namespace {
+
+using scheduler::AttentionCore;
+using scheduler::Work;
+
+// Commands other than submissions: cancels (one per live sequence at most), updates, stop.
+constexpr size_t kExtraCommands = 4096;
+constexpr size_t kEventsPerPoll = 64;
+// How long the engine thread sleeps when nothing is due; peers, commands and deadlines wake it earlier.
+constexpr Nanos kIdleWait = 100 * kMillisecond;
+constexpr Nanos kStatusInterval = 20 * kMillisecond;
+
+struct SubmitCommand {
+  SequenceId id;
+  GenerationRequest request;
+  OutputSink* sink;
+};
+struct CancelCommand {
+  SequenceId id;
+};
+struct PreemptCommand {
+  SequenceId id;
+};
+struct StopCommand {
+  Nanos deadline;
+};
+using Command =
+    std::variant<SubmitCommand, CancelCommand, PreemptCommand, ClusterUpdate, StopCommand>;
+
+/// An exponentially weighted mean: the last eight or so values count.
+void average(Nanos& mean, Nanos value) { mean = mean == 0 ? value : mean + (value - mean) / 8; }
+
+scheduler::AttentionCoreOptions core_options(const AttentionEngineOptions& options,
+                                             const model::ModelSpec& spec) {
+  return {.scheduler = {.micro_batches = options.micro_batches,
+                        .tokens_per_step_max = options.tokens_per_step_max,
+                        .sequences_max = options.sequences_max,
+                        .waiting_max = options.waiting_max,
+                        .block_count = options.kv_blocks,
+                        .block_tokens = kernels::kKvBlockTokens,
+                        .sequence_tokens_max = options.sequence_tokens_max},
+          .geometry = options.geometry,
+          .layers = spec.layer_count(),
+          .experts = spec.layers.front().moe.experts,
+          .top_k = spec.layers.front().moe.top_k,
+          .incarnation = options.incarnation,
+          .dtype = static_cast<uint8_t>(options.dtype),
+          .link_timeout = options.link_timeout};
+}
+
+}  // namespace
+
+struct AttentionEngine::Impl {
+  Impl(const AttentionEngineOptions& opts, const model::ModelSpec& spec,
+       std::unique_ptr<transport::Fabric> link_fabric)
+      : options(opts),
+        vocab(spec.vocab),
+        layers(spec.layer_count()),
+        top_k(spec.layers.front().moe.top_k),
+        geometry(opts.geometry),
+        pool(opts.threads),
+        fabric(std::move(link_fabric)),
+        core(core_options(opts, spec)),
+        links(*fabric, opts.name),
+        commands(size_t{opts.waiting_max} + opts.sequences_max + kExtraCommands),
+        micro_batch_times(opts.micro_batches) {
+    zero_row.resize(geometry.answer.row_bytes);
+    answer_rows.reserve(size_t{opts.tokens_per_step_max} * top_k);
+  }
+
+  struct Live {
+    OutputSink* sink;
+    kernels::SamplingParams sampling;
+  };
+  struct MicroBatchTimes {
+    Nanos posted = 0;
+  };
+
+  const AttentionEngineOptions options;
+  const uint32_t vocab, layers, top_k;
+  const protocol::LinkGeometry geometry;
+  ThreadPool pool;
+  std::unique_ptr<transport::Fabric> fabric;
+
+  // Owned by the engine thread.
+  AttentionCore core;
+  ExpertLinks links;
+  std::unique_ptr<AttentionStep> step;
+  std::unordered_map<SequenceId, Live> live;
+  std::vector<scheduler::SequenceOutput> outputs;
+  std::vector<scheduler::BatchScheduler::Sampled> sampled;
+  std::vector<const void*> answer_rows;
+  std::vector<std::byte> zero_row;
+  kernels::SampleScratch scratch;
+  std::vector<Command> batch;
+  std::vector<LinkId> silent_links;
+  std::vector<MicroBatchTimes> micro_batch_times;
+  Nanos attention_time = 0, round_trip_time = 0;
+  uint64_t tokens_generated = 0;
+  bool stopping = false;
+  Nanos stop_deadline = 0;
+  Nanos status_due = 0;
+
+  // Crossing threads.
+  Mailbox<Command> commands;
+  std::atomic<uint64_t> next_sequence{1};
+  std::atomic<uint32_t> accepted{0};  // Submitted and not ended: bounds the mailbox and the queue.
+  std::atomic<bool> refusing{false};
+  mutable std::mutex status_mutex;
+  AttentionStatus published;  // Guarded by status_mutex.
+
+  /// False when run() has ended.
+  bool post_command(Command command) {
+    const auto pushed = commands.push(std::move(command));
+    // There is room for every submission that `accepted` admits and thousands of other commands: full
+    // means that the engine thread hangs, and a node that hangs must end so that others take over.
+    VOLLEY_CHECK(pushed != Mailbox<Command>::Push::kFull);
+    fabric->wake();
+    return pushed == Mailbox<Command>::Push::kOk;
+  }
+
+  void end(OutputSink* sink, SequenceId id, Status status) {
+    accepted.fetch_sub(1, std::memory_order_relaxed);
+    scheduler::SequenceOutput output;
+    output.id = id;
+    output.status = std::move(status);
+    sink->on_output(output);
+  }
+
+  void handle(SubmitCommand& command) {
+    if (stopping) return end(command.sink, command.id, unavailable("{} is shutting down", options.name));
+    if (const Status ready = core.ready(); !ready.ok()) return end(command.sink, command.id, ready);
+    for (const int32_t token : command.request.tokens) {
+      if (token < 0 || static_cast<uint32_t>(token) >= vocab) {
+        return end(command.sink, command.id,
+                   invalid_argument("token id {} is outside of the vocabulary of {}", token, vocab));
+      }
+    }
+    const Status status = core.scheduler().submit({.id = command.id,
+                                                   .tokens = std::move(command.request.tokens),
+                                                   .max_new_tokens = command.request.max_new_tokens,
+                                                   .stop_tokens = std::move(command.request.stop_tokens),
+                                                   .deadline = command.request.deadline},
+                                                  monotonic_now());
+    if (!status.ok()) return end(command.sink, command.id, status);
+    live.emplace(command.id, Live{.sink = command.sink, .sampling = command.request.sampling});
+  }
+  void handle(CancelCommand& command) {
+    core.scheduler().cancel(command.id, Status(StatusCode::kCancelled, "cancelled by the caller"));
+  }
+  void handle(PreemptCommand& command) { core.scheduler().preempt(command.id); }
+  void handle(ClusterUpdate& update) {
+    core.set_map(update.map);
+    links.update(update.experts, monotonic_now(), [this](LinkId link) { core.link_closed(link); });
+  }
+  void handle(StopCommand& command) {
+    stopping = true;
+    stop_deadline = command.deadline;
+  }
+
+  void handle_commands() {
+    commands.take_all(batch);
+    for (Command& command : batch) {
+      std::visit([this](auto& alternative) { handle(alternative); }, command);
+    }
+  }
+
+  void drop_link(LinkId link, const Status& reason) {
+    spdlog::warn("{}: link to {} closed: {}", options.name, fabric->peer(link).name, message_of(reason));
+    fabric->close(link);
+    links.closed(link, monotonic_now());
+    core.link_closed(link);
+  }
+
+  void handle_events() {
+    std::array<transport::FabricEvent, kEventsPerPoll> events;
+    const size_t count = fabric->poll(events);
+    for (size_t i = 0; i < count; ++i) {
+      const transport::FabricEvent& event = events[i];
+      switch (event.kind) {
+        case transport::EventKind::kOpened: {
+          const transport::NodeIdentity& peer = fabric->peer(event.link);
+          spdlog::info("{}: link to {} open over {}", options.name, peer.name, fabric->name());
+          links.opened(event.link);
+          core.link_opened(event.link, peer.name, peer.incarnation);
+          break;
+        }
+        case transport::EventKind::kMessage: {
+          const protocol::MessageHeader& header = fabric->recv_header(event.link, event.slot);
+          if (const Status status = core.on_message(event.link, event.slot, header); !status.ok()) {
+            drop_link(event.link, status);
+          }
+          break;
+        }
+        case transport::EventKind::kClosed:
+          spdlog::warn("{}: link {} closed: {}", options.name, links.name_of(event.link),
+                       fabric->close_reason(event.link));
+          links.closed(event.link, monotonic_now());
+          core.link_closed(event.link);
+          break;
+      }
+    }
+  }
+
+  void tick() {
+    const Nanos now = monotonic_now();
+    links.for_each_open([this](LinkId link) { core.heard(link, fabric->last_heard(link)); });
+    const std::span<const LinkId> silent = core.tick(now);
+    silent_links.assign(silent.begin(), silent.end());
+    for (const LinkId link : silent_links) {
+      drop_link(link, Status(StatusCode::kDeadlineExceeded,
+                             fmt::format("silent for more than {} ms", options.link_timeout / kMillisecond)));
+    }
+    links.retry(now);
+    if (stopping && now >= stop_deadline) {
+      core.scheduler().cancel_all(unavailable("{} was shut down before the sequence ended", options.name));
+    }
+  }
+
+  void post_dispatches() {
+    for (const scheduler::OutgoingDispatch& dispatch : core.take_dispatches()) {
+      std::byte* slot = fabric->send_slot(dispatch.link, dispatch.slot);
+      protocol::MessageHeader& header = protocol::header_of(slot);
+      header = dispatch.header;
+      header.link = fabric->wire_link(dispatch.link);
+      std::ranges::copy(dispatch.entries,
+                        protocol::entries_of(slot, geometry.dispatch,
+                                             static_cast<uint32_t>(dispatch.entries.size()))
+                            .begin());
+      step->pack(dispatch.header.micro_batch, dispatch.rows, protocol::row_of(slot, geometry.dispatch, 0));
+      fabric->post(dispatch.link, dispatch.slot);
+      micro_batch_times[dispatch.header.micro_batch].posted = monotonic_now();
+    }
+  }
+
+  void run_work(const Work& work) {
+    const Nanos start = monotonic_now();
+    if (work.combine_begin < work.combine_end) {
+      average(round_trip_time, start - micro_batch_times[work.micro_batch].posted);
+      answer_rows.clear();
+      for (const scheduler::AnswerRef& ref : work.answers) {
+        answer_rows.push_back(ref.index != scheduler::AnswerRef::kNone ? static_cast<const void*>(protocol::row_of(
+                                                fabric->recv_slot(ref.link, ref.slot), geometry.answer,
+                                                ref.index))
+                                          : zero_row.data());
+      }
+      // The layer whose answers these are: the stage belongs to the next one, but for the later fragments of
+      // the same layer.
+      const uint32_t answered = work.stage == Work::Stage::kAttention ? work.layer - 1 : work.layer;
+      step->combine(work.micro_batch, answered, work.combine_begin, work.combine_end, answer_rows);
+    }
+    switch (work.stage) {
+      case Work::Stage::kAttention:
+        core.route(work.micro_batch, step->attention(work.micro_batch, work.layer, *work.plan));
+        average(attention_time, monotonic_now() - start);
+        break;
+      case Work::Stage::kPack:
+        break;
+      case Work::Stage::kHead:
+        run_head(work);
+        break;
+    }
+    post_dispatches();
+  }
+
+  void run_head(const Work& work) {
+    sampled.clear();
+    step->head(work.micro_batch, *work.plan,
+               [this](const scheduler::Chunk& chunk, std::span<const float> logits) {
+                 scheduler::BatchScheduler::Sampled result;
+                 const auto it = live.find(chunk.sequence);
+                 if (it != live.end()) {  // Else it was cancelled inside the step.
+                   const uint64_t position = chunk.start_position + chunk.row_count;
+                   const kernels::SampledToken token =
+                       kernels::sample_token(logits, it->second.sampling, position, scratch);
+                   result = {.token = token.token,
+                             .logprob = token.logprob,
+                             .logits_digest = digest64(std::as_bytes(logits))};
+                 }
+                 sampled.push_back(result);
+               });
+    core.finish_step(work.micro_batch, sampled);
+  }
+
+  void deliver_outputs() {
+    core.scheduler().take_outputs(outputs);
+    for (const scheduler::SequenceOutput& output : outputs) {
+      const auto it = live.find(output.id);
+      VOLLEY_CHECK(it != live.end());  // SCHED-2: nothing follows an ended() output.
+      OutputSink* sink = it->second.sink;
+      if (output.token >= 0) ++tokens_generated;
+      if (output.ended()) {
+        live.erase(it);
+        accepted.fetch_sub(1, std::memory_order_relaxed);
+      }
+      sink->on_output(output);
+    }
+  }
+
+  void adapt_micro_batches() {
+    if (!options.adaptive_micro_batches || attention_time == 0 || round_trip_time == 0) return;
+    // Seen from this node an answer takes T_e + 2 T_c: while it is away, the other m - 1 micro-batches
+    // should fill that time with T_a each.
+    core.scheduler().set_active_micro_batches(scheduler::micro_batches_for(
+        {.attention = attention_time, .expert = 0, .transfer = round_trip_time / 2}, options.micro_batches));
+  }
+
+  void publish_status() {
+    const Nanos now = monotonic_now();
+    if (now < status_due) return;
+    status_due = now + kStatusInterval;
+    adapt_micro_batches();
+    const scheduler::BatchScheduler::Stats stats = core.scheduler().stats();
+    const Status ready = stopping ? unavailable("{} is shutting down", options.name) : core.ready();
+    const std::lock_guard lock(status_mutex);
+    published = {.ready = ready.ok(),
+                 .reason = message_of(ready),
+                 .waiting = stats.waiting,
+                 .running = stats.running,
+                 .kv_blocks_free = stats.blocks_free,
+                 .kv_blocks_total = stats.blocks_total,
+                 .links = links.open_count(),
+                 .active_micro_batches = core.scheduler().active_micro_batches(),
+                 .steps = stats.steps,
+                 .tokens_generated = tokens_generated,
+                 .prefill_tokens = stats.prefill_tokens,
+                 .preemptions = stats.preemptions,
+                 .attention_time = attention_time,
+                 .round_trip_time = round_trip_time,
+                 .weight_bytes = step->weight_bytes(),
+                 .kv_bytes = step->kv_bytes(),
+                 .link_bytes = geometry.region_bytes()};
+  }
+
+  void run() {
+    while (true) {
+      handle_commands();
+      handle_events();
+      tick();
+      post_dispatches();  // What a lost link makes another holder take over.
+      Work work;
+      bool worked = false;
+      if (core.next_work(work)) {
+        run_work(work);
+        worked = true;
+      }
+      deliver_outputs();
+      publish_status();
+      if (worked) continue;  // Look at the peers between any two computations, but do not sleep.
+      if (stopping && core.scheduler().idle()) break;
+      Nanos wake_at = monotonic_now() + std::min(kIdleWait, options.link_timeout / 4);
+      if (const Nanos deadline = core.scheduler().next_deadline(); deadline != 0) {
+        wake_at = std::min(wake_at, deadline);
+      }
+      if (stopping) wake_at = std::min(wake_at, stop_deadline);
+      fabric->wait(wake_at);
+    }
+    // Submissions that raced with stop() still get their end.
+    commands.close();
+    handle_commands();
+    deliver_outputs();
+    links.close_all();
+  }
+};
+
+protocol::LinkGeometry AttentionEngine::geometry(const model::ModelSpec& spec, uint32_t micro_batches,
+                                                 uint32_t rows_max, kernels::DType dtype) {
+  return protocol::LinkGeometry::make(micro_batches, rows_max, spec.layers.front().moe.top_k,
+                                      static_cast<uint32_t>(spec.hidden * kernels::dtype_bytes(dtype)));
+}
+
+Result<std::unique_ptr<AttentionEngine>> AttentionEngine::create(
+    const AttentionEngineOptions& requested, const model::ModelSpec& spec,
+    model::AttentionWeights weights, const kernels::CpuKernels& kernels,
+    std::unique_ptr<transport::Fabric> fabric) {
+  AttentionEngineOptions options = requested;
+  if (options.micro_batches < 1 || options.micro_batches > protocol::kMicroBatchesMax) {
+    return invalid_argument("micro_batches is {}; it must be in [1, {}]", options.micro_batches,
+                            protocol::kMicroBatchesMax);
+  }
+  if (options.geometry.micro_batches != options.micro_batches) {
+    return invalid_argument("micro_batches is {}, the link geometry has {}", options.micro_batches,
+                            options.geometry.micro_batches);
+  }
+  if (options.tokens_per_step_max == 0 || options.sequences_max == 0 || options.threads == 0) {
+    return invalid_argument("tokens_per_step_max ({}), sequences_max ({}) and threads ({}) must not be 0",
+                            options.tokens_per_step_max, options.sequences_max, options.threads);
+  }
+  if (options.sequence_tokens_max == 0 || options.sequence_tokens_max > spec.max_positions) {
+    return invalid_argument("sequence_tokens_max is {}; the model has {} positions",
+                            options.sequence_tokens_max, spec.max_positions);
+  }
+  for (const model::LayerSpec& layer : spec.layers) {
+    const model::MoeSpec& first = spec.layers.front().moe;
+    if (layer.moe.experts != first.experts || layer.moe.top_k != first.top_k) {
+      return failed_precondition("layers with {}/{} and {}/{} experts cannot be mixed", first.top_k,
+                                 first.experts, layer.moe.top_k, layer.moe.experts);
+    }
+  }
+  const uint32_t blocks_per_sequence =
+      cache::blocks_for(options.sequence_tokens_max, kernels::kKvBlockTokens);
+  if (options.kv_blocks == 0) {
+    options.kv_blocks = blocks_per_sequence * std::max(1u, options.sequences_max / 4);
+  }
+  if (options.kv_blocks < blocks_per_sequence) {
+    return invalid_argument("kv_blocks is {}; one sequence of sequence_tokens_max {} needs {}",
+                            options.kv_blocks, options.sequence_tokens_max, blocks_per_sequence);
+  }
+  auto impl = std::make_unique<Impl>(options, spec, std::move(fabric));
+  VOLLEY_ASSIGN_OR_RETURN(impl->step,
+                          AttentionStep::create({.dtype = options.dtype,
+                                                 .micro_batches = options.micro_batches,
+                                                 .rows_max = options.tokens_per_step_max,
+                                                 .kv_blocks = options.kv_blocks},
+                                                spec, std::move(weights), kernels, impl->pool));
+  impl->published.reason = "starting";
+  return std::unique_ptr<AttentionEngine>(new AttentionEngine(std::move(impl)));
+}
+
+AttentionEngine::AttentionEngine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+AttentionEngine::~AttentionEngine() = default;
+
+Result<SequenceId> AttentionEngine::submit(GenerationRequest request, OutputSink* sink) {
+  if (impl_->refusing.load(std::memory_order_acquire)) {
+    return unavailable("{} is shutting down", impl_->options.name);
+  }
+  const uint32_t limit = impl_->options.waiting_max + impl_->options.sequences_max;
+  if (impl_->accepted.fetch_add(1, std::memory_order_relaxed) >= limit) {
+    impl_->accepted.fetch_sub(1, std::memory_order_relaxed);
+    return resource_exhausted("{} has {} sequences, its limit", impl_->options.name, limit);
+  }
+  const SequenceId id{impl_->next_sequence.fetch_add(1, std::memory_order_relaxed)};
+  if (!impl_->post_command(SubmitCommand{.id = id, .request = std::move(request), .sink = sink})) {
+    impl_->accepted.fetch_sub(1, std::memory_order_relaxed);
+    return unavailable("{} is shutting down", impl_->options.name);
+  }
+  return id;
+}
+
+void AttentionEngine::cancel(SequenceId id) { impl_->post_command(CancelCommand{id}); }
+void AttentionEngine::preempt(SequenceId id) { impl_->post_command(PreemptCommand{id}); }
+void AttentionEngine::update_cluster(ClusterUpdate update) { impl_->post_command(std::move(update)); }
+
+AttentionStatus AttentionEngine::status() const {
+  const std::lock_guard lock(impl_->status_mutex);
+  return impl_->published;
+}
+
+void AttentionEngine::run() { impl_->run(); }
+
+void AttentionEngine::stop(Nanos deadline) {
+  impl_->refusing.store(true, std::memory_order_release);
+  impl_->post_command(StopCommand{deadline});
+}
+
+transport::Fabric& AttentionEngine::fabric() { return *impl_->fabric; }
+
+}  // namespace volley::engine

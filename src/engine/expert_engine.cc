@@ -1,0 +1,377 @@
+#include "volley/engine/expert_engine.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <vector>
+
+#include "finite.h"
+#include "matrix.h"
+#include "volley/base/check.h"
+#include "volley/base/clock.h"
+#include "volley/base/thread_pool.h"
+#include "volley/protocol/link.h"
+#include "volley/scheduler/gather.h"
+
+namespace volley::engine {
+namespace {
+
+using protocol::MessageHeader;
+using protocol::MessageKind;
+using protocol::Refusal;
+using scheduler::GatherDecision;
+using scheduler::PendingDispatch;
+
+constexpr size_t kEventsPerPoll = 64;
+constexpr Nanos kIdleWait = 100 * kMillisecond;
+constexpr Nanos kStatusInterval = 20 * kMillisecond;
+// (token, expert) pairs in one run at most, unless a single dispatch has more: bounds the workspace.
+constexpr uint32_t kRunRowsMax = 4096;
+
+void average(Nanos& mean, Nanos value) { mean = mean == 0 ? value : mean + (value - mean) / 8; }
+
+}  // namespace
+
+struct ExpertEngine::Impl {
+  /// A dispatch that waits in its receive slot. The entries are our own copy, checked once: what lies in
+  /// shared memory could change under us.
+  struct Waiting {
+    MessageHeader header;
+    std::vector<protocol::Entry> entries;
+  };
+  struct Link {
+    std::string name;
+    protocol::AnswerLink state;
+    std::vector<Waiting> slots;
+  };
+  /// One (token, expert) pair of a run.
+  struct Pair {
+    uint32_t expert;
+    const void* input;
+    void* output;
+  };
+
+  Impl(const ExpertEngineOptions& opts, const model::ModelSpec& model_spec,
+       model::ExpertWeights expert_weights, const kernels::CpuKernels& cpu_kernels,
+       std::unique_ptr<transport::Fabric> link_fabric)
+      : options(opts),
+        spec(model_spec),
+        weights(std::move(expert_weights)),
+        kernels(cpu_kernels),
+        geometry(opts.geometry),
+        rows_max(std::max(kRunRowsMax, geometry.dispatch.entries_max)),
+        pool(opts.threads),
+        fabric(std::move(link_fabric)),
+        gather({.layers = model_spec.layer_count(),
+                .rows_max = rows_max,
+                .window_max = opts.gather_window_max}) {}
+
+  Status allocate() {
+    uint32_t ffn = 0;
+    for (const model::LayerSpec& layer : spec.layers) ffn = std::max(ffn, layer.moe.ffn);
+    VOLLEY_ASSIGN_OR_RETURN(workspace, Mapping::allocate(kernels::grouped_ffn_workspace_bytes(
+                                           rows_max, ffn, options.dtype)));
+    std::memset(workspace.bytes().data(), 0, workspace.bytes().size());
+    pairs.reserve(rows_max);
+    sorted.reserve(rows_max);
+    inputs.reserve(rows_max);
+    outputs.reserve(rows_max);
+    groups.reserve(spec.layers.front().moe.experts);
+    counts.reserve(spec.layers.front().moe.experts + 1);
+    return ok_status();
+  }
+
+  const ExpertEngineOptions options;
+  const model::ModelSpec spec;
+  const model::ExpertWeights weights;
+  const kernels::CpuKernels& kernels;
+  const protocol::LinkGeometry geometry;
+  const uint32_t rows_max;
+  ThreadPool pool;
+  std::unique_ptr<transport::Fabric> fabric;
+
+  // Owned by the engine thread.
+  scheduler::GatherPolicy gather;
+  std::map<LinkId, Link> links;
+  Mapping workspace;
+  std::vector<Pair> pairs, sorted;
+  std::vector<uint32_t> counts;
+  std::vector<const void*> inputs;
+  std::vector<void*> outputs;
+  std::vector<kernels::FfnGroup> groups;
+  Nanos expert_time = 0;
+  uint64_t rows_computed = 0, refusals = 0;
+  Nanos status_due = 0;
+
+  // Crossing threads.
+  std::atomic<bool> stopping{false};
+  std::atomic<Nanos> stop_deadline{0};
+  mutable std::mutex status_mutex;
+  ExpertStatus published;  // Guarded by status_mutex.
+
+  MessageHeader answer_header(const MessageHeader& dispatch) const {
+    MessageHeader header = dispatch;
+    header.kind = MessageKind::kAnswer;
+    header.incarnation = options.incarnation.value;
+    header.row_count = dispatch.entry_count;
+    header.entry_count = 0;
+    header.refusal = Refusal::kNone;
+    return header;
+  }
+
+  void answer(LinkId id, Link& link, uint32_t slot) {
+    std::byte* out = fabric->send_slot(id, slot);
+    protocol::header_of(out) = answer_header(link.slots[slot].header);
+    link.state.on_answered(slot);
+    fabric->post(id, slot);
+  }
+
+  void refuse(LinkId id, Link& link, uint32_t slot, Refusal why) {
+    std::byte* out = fabric->send_slot(id, slot);
+    MessageHeader header = answer_header(link.slots[slot].header);
+    header.kind = MessageKind::kRefusal;
+    header.row_count = 0;
+    header.refusal = why;
+    protocol::header_of(out) = header;
+    link.state.on_answered(slot);
+    fabric->post(id, slot);
+    ++refusals;
+  }
+
+  void drop_link(LinkId id, const Status& reason) {
+    spdlog::warn("{}: link from {} closed: {}", options.name, links.at(id).name, message_of(reason));
+    fabric->close(id);
+    gather.on_link_closed(id);
+    links.erase(id);
+  }
+
+  /// Copies and checks the dispatch, then queues it. Errors: kDataLoss; the link must go.
+  Status accept(LinkId id, Link& link, uint32_t slot) {
+    const MessageHeader& header = fabric->recv_header(id, slot);
+    switch (link.state.on_dispatch(slot, header.sequence)) {
+      case protocol::AnswerLink::Dispatch::kCompute:
+        break;
+      case protocol::AnswerLink::Dispatch::kViolation:
+        return data_loss("slot {} got sequence {} before its last dispatch was answered", slot,
+                         header.sequence);
+      case protocol::AnswerLink::Dispatch::kDuplicate:
+      case protocol::AnswerLink::Dispatch::kStale:
+      case protocol::AnswerLink::Dispatch::kRepeat:  // A link loses no answer while it lives.
+        return ok_status();
+    }
+    Waiting& waiting = link.slots[slot];
+    waiting.header = header;
+    const auto entries =
+        protocol::entries_of(fabric->recv_slot(id, slot), geometry.dispatch, header.entry_count);
+    waiting.entries.assign(entries.begin(), entries.end());
+    VOLLEY_RETURN_IF_ERROR(protocol::validate_entries(waiting.entries, header.row_count,
+                                                      spec.layers.front().moe.experts));
+    for (const protocol::Entry& entry : waiting.entries) {
+      if (weights.find(waiting.header.layer, entry.expert) == nullptr) {
+        refuse(id, link, slot, Refusal::kNotHeld);
+        return ok_status();
+      }
+    }
+    gather.on_dispatch({.link = id,
+                        .slot = slot,
+                        .layer = waiting.header.layer,
+                        .entry_count = waiting.header.entry_count,
+                        .arrived = monotonic_now()});
+    return ok_status();
+  }
+
+  void handle_events() {
+    std::array<transport::FabricEvent, kEventsPerPoll> events;
+    const size_t count = fabric->poll(events);
+    for (size_t i = 0; i < count; ++i) {
+      const transport::FabricEvent& event = events[i];
+      if (event.kind == transport::EventKind::kOpened) {
+        const transport::NodeIdentity& peer = fabric->peer(event.link);
+        spdlog::info("{}: link from {} open over {}", options.name, peer.name, fabric->name());
+        const uint32_t slots = geometry.slot_count();
+        Link& link = links.insert_or_assign(event.link, Link{.name = peer.name,
+                                                             .state = protocol::AnswerLink(slots),
+                                                             .slots = std::vector<Waiting>(slots)})
+                         .first->second;
+        for (Waiting& waiting : link.slots) waiting.entries.reserve(geometry.dispatch.entries_max);
+        gather.on_link_opened(event.link);
+        continue;
+      }
+      const auto it = links.find(event.link);
+      if (it == links.end()) continue;  // Dropped earlier in this batch of events.
+      if (event.kind == transport::EventKind::kClosed) {
+        spdlog::info("{}: link from {} closed: {}", options.name, it->second.name,
+                     fabric->close_reason(event.link));
+        gather.on_link_closed(event.link);
+        links.erase(it);
+      } else if (const Status status = accept(event.link, it->second, event.slot); !status.ok()) {
+        drop_link(event.link, status);
+      }
+    }
+  }
+
+  void drop_silent_links() {
+    const Nanos now = monotonic_now();
+    for (auto it = links.begin(); it != links.end();) {
+      const LinkId id = (it++)->first;  // drop_link() erases it.
+      if (now - fabric->last_heard(id) > options.link_timeout) {
+        drop_link(id, Status(StatusCode::kDeadlineExceeded,
+                             fmt::format("silent for more than {} ms",
+                                         options.link_timeout / kMillisecond)));
+      }
+    }
+  }
+
+  /// Lists the pairs of all dispatches by expert: a counting sort, so that equal inputs give equal orders.
+  void collect(const GatherDecision& run) {
+    pairs.clear();
+    counts.assign(spec.layers.front().moe.experts + 1, 0);
+    for (const PendingDispatch& dispatch : run.dispatches) {
+      const Waiting& waiting = links.at(dispatch.link).slots[dispatch.slot];
+      const std::byte* in = fabric->recv_slot(dispatch.link, dispatch.slot);
+      std::byte* out = fabric->send_slot(dispatch.link, dispatch.slot);
+      for (uint32_t i = 0; i < waiting.entries.size(); ++i) {
+        const protocol::Entry& entry = waiting.entries[i];
+        pairs.push_back({.expert = entry.expert,
+                         .input = protocol::row_of(in, geometry.dispatch, entry.row),
+                         .output = protocol::row_of(out, geometry.answer, i)});
+        ++counts[entry.expert + 1];
+      }
+    }
+    groups.clear();
+    for (uint32_t expert = 0; expert + 1 < counts.size(); ++expert) {
+      const uint32_t rows = counts[expert + 1];
+      counts[expert + 1] += counts[expert];
+      if (rows == 0) continue;
+      groups.push_back({.weights = *weights.find(run.layer, expert),
+                        .first_row = counts[expert],
+                        .row_count = rows});
+    }
+    sorted.resize(pairs.size());
+    for (const Pair& pair : pairs) sorted[counts[pair.expert]++] = pair;
+    inputs.clear();
+    outputs.clear();
+    for (const Pair& pair : sorted) {
+      inputs.push_back(pair.input);
+      outputs.push_back(pair.output);
+    }
+  }
+
+  bool finite_answer(const PendingDispatch& dispatch) const {
+    const Waiting& waiting = links.at(dispatch.link).slots[dispatch.slot];
+    const std::byte* out = fabric->send_slot(dispatch.link, dispatch.slot);
+    for (uint32_t i = 0; i < waiting.entries.size(); ++i) {
+      if (!all_finite(protocol::row_of(out, geometry.answer, i), spec.hidden, options.dtype)) return false;
+    }
+    return true;
+  }
+
+  void compute(const GatherDecision& run) {
+    const Nanos start = monotonic_now();
+    collect(run);
+    VOLLEY_CHECK(pairs.size() <= rows_max);
+    if (!pairs.empty()) {
+      kernels.grouped_ffn({.groups = groups,
+                           .input = inputs,
+                           .output = outputs,
+                           .dtype = options.dtype,
+                           .workspace = workspace.bytes().data(),
+                           .workspace_bytes = workspace.bytes().size()},
+                          pool);
+    }
+    for (const PendingDispatch& dispatch : run.dispatches) {
+      Link& link = links.at(dispatch.link);
+      if (finite_answer(dispatch)) {
+        answer(dispatch.link, link, dispatch.slot);
+      } else {
+        spdlog::error("{}: layer {} gave a value that is not finite for {}", options.name, run.layer,
+                      link.name);
+        refuse(dispatch.link, link, dispatch.slot, Refusal::kNotFinite);
+      }
+    }
+    const Nanos now = monotonic_now();
+    rows_computed += pairs.size();
+    if (!pairs.empty()) average(expert_time, now - start);
+    gather.on_answered(now, now - start);
+  }
+
+  void publish_status() {
+    const Nanos now = monotonic_now();
+    if (now < status_due) return;
+    status_due = now + kStatusInterval;
+    const scheduler::GatherPolicy::Stats stats = gather.stats();
+    const std::lock_guard lock(status_mutex);
+    published = {.links = static_cast<uint32_t>(links.size()),
+                 .runs = stats.runs,
+                 .dispatches = stats.dispatches,
+                 .mergeable_runs = stats.mergeable_runs,
+                 .merged_runs = stats.merged_runs,
+                 .refusals = refusals,
+                 .rows = rows_computed,
+                 .expert_time = expert_time,
+                 .weight_bytes = weights.bytes(),
+                 .link_bytes = geometry.region_bytes() * options.links_max};
+  }
+
+  void run() {
+    while (true) {
+      handle_events();
+      drop_silent_links();
+      const Nanos now = monotonic_now();
+      const GatherDecision decision = gather.decide(now);
+      if (decision.kind == GatherDecision::Kind::kRun) compute(decision);
+      publish_status();
+      Nanos wake_at = now + std::min(kIdleWait, options.link_timeout / 4);
+      if (stopping.load(std::memory_order_acquire)) {
+        const Nanos deadline = stop_deadline.load(std::memory_order_relaxed);
+        if (links.empty() || now >= deadline) break;
+        wake_at = std::min(wake_at, deadline);
+      }
+      if (decision.kind == GatherDecision::Kind::kRun) continue;
+      if (decision.kind == GatherDecision::Kind::kWait) wake_at = std::min(wake_at, decision.wait_until);
+      fabric->wait(wake_at);
+    }
+    for (const auto& [id, link] : links) fabric->close(id);
+    links.clear();
+  }
+};
+
+Result<std::unique_ptr<ExpertEngine>> ExpertEngine::create(const ExpertEngineOptions& options,
+                                                           const model::ModelSpec& spec,
+                                                           model::ExpertWeights weights,
+                                                           const kernels::CpuKernels& kernels,
+                                                           std::unique_ptr<transport::Fabric> fabric) {
+  if (options.threads == 0 || options.links_max == 0) {
+    return invalid_argument("threads ({}) and links_max ({}) must not be 0", options.threads,
+                            options.links_max);
+  }
+  auto impl = std::make_unique<Impl>(options, spec, std::move(weights), kernels, std::move(fabric));
+  VOLLEY_RETURN_IF_ERROR(impl->allocate());
+  return std::unique_ptr<ExpertEngine>(new ExpertEngine(std::move(impl)));
+}
+
+ExpertEngine::ExpertEngine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+ExpertEngine::~ExpertEngine() = default;
+
+ExpertStatus ExpertEngine::status() const {
+  const std::lock_guard lock(impl_->status_mutex);
+  return impl_->published;
+}
+
+void ExpertEngine::run() { impl_->run(); }
+
+void ExpertEngine::stop(Nanos deadline) {
+  impl_->stop_deadline.store(deadline, std::memory_order_relaxed);
+  // Release: the engine thread that sees the flag sees the deadline.
+  impl_->stopping.store(true, std::memory_order_release);
+  impl_->fabric->wake();
+}
+
+transport::Fabric& ExpertEngine::fabric() { return *impl_->fabric; }
+
+}  // namespace volley::engine

@@ -1,0 +1,119 @@
+// Goal: the cluster file is read strictly, and every mistake is named with file, line, key and what is
+// allowed. Method: one good file, then a table of edits of it with the message each must give.
+
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "volley/config/cluster_config.h"
+
+namespace volley::config {
+namespace {
+
+const char* const kGood = R"(cluster: demo
+model:
+  path: models/tiny
+transport:
+  fabric: tcp
+  micro_batches: 3
+attention:
+  tokens_per_step: 64
+  nodes:
+    - name: attention-0
+    - name: attention-1
+      threads: 2
+expert:
+  nodes:
+    - name: expert-0
+      experts: [0, 2]
+    - name: expert-1
+)";
+
+TEST(ClusterConfig, ReadsAGoodFile) {
+  const auto config = parse_cluster_config(kGood, "/etc/volley/cluster.yaml");
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->cluster, "demo");
+  EXPECT_EQ(config->model.path, "/etc/volley/models/tiny");
+  EXPECT_FALSE(config->model.dummy_weights);
+  EXPECT_EQ(config->transport.fabric, "tcp");
+  EXPECT_EQ(config->transport.micro_batches, 3u);
+  EXPECT_FALSE(config->transport.adaptive_micro_batches);
+  EXPECT_EQ(config->transport.slot_rows, 64u);
+  ASSERT_EQ(config->attention.nodes.size(), 2u);
+  EXPECT_EQ(config->attention.nodes[1].threads, 2u);
+  ASSERT_EQ(config->expert.nodes.size(), 2u);
+  EXPECT_EQ(config->expert.nodes[0].experts, (std::vector<uint32_t>{0, 2}));
+  EXPECT_TRUE(config->expert.nodes[1].experts.empty());
+}
+
+TEST(ClusterConfig, MicroBatchesMayBeAuto) {
+  std::string text = kGood;
+  text.replace(text.find("micro_batches: 3"), 16, "micro_batches: auto");
+  const auto config = parse_cluster_config(text, "c.yaml");
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_TRUE(config->transport.adaptive_micro_batches);
+  EXPECT_EQ(config->transport.micro_batches, 4u);
+}
+
+struct Mistake {
+  const char* from;
+  const char* to;
+  const char* message;
+};
+
+class ClusterConfigMistake : public testing::TestWithParam<Mistake> {};
+
+TEST_P(ClusterConfigMistake, IsNamed) {
+  std::string text = kGood;
+  const size_t at = text.find(GetParam().from);
+  ASSERT_NE(at, std::string::npos);
+  text.replace(at, std::string(GetParam().from).size(), GetParam().to);
+  const auto config = parse_cluster_config(text, "c.yaml");
+  ASSERT_FALSE(config.ok());
+  EXPECT_EQ(config.status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(message_of(config.status()), GetParam().message);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Table, ClusterConfigMistake,
+    testing::Values(
+        Mistake{"  fabric: tcp", "  fabirc: tcp",
+                "c.yaml:5: transport.fabirc: unknown key; known here: fabric, gather_window_us, "
+                "link_timeout_ms, links_max, micro_batches, slot_rows"},
+        Mistake{"  fabric: tcp", "  fabric: tcp\n  fabric: shm",
+                "c.yaml:6: transport.fabric: the key appears twice"},
+        Mistake{"fabric: tcp", "fabric: udp",
+                "c.yaml:5: transport.fabric: 'udp' is not one of local, shm, tcp"},
+        Mistake{"micro_batches: 3", "micro_batches: 0",
+                "c.yaml:6: transport.micro_batches: '0' is not an integer in [1, 16]"},
+        Mistake{"micro_batches: 3", "micro_batches: 010",
+                "c.yaml:6: transport.micro_batches: '010' is not an integer in [1, 16]"},
+        Mistake{"micro_batches: 3", "micro_batches: -1",
+                "c.yaml:6: transport.micro_batches: '-1' is not an integer in [1, 16]"},
+        Mistake{"micro_batches: 3", "micro_batches: 99999999999999999999",
+                "c.yaml:6: transport.micro_batches: '99999999999999999999' is not an integer in [1, 16]"},
+        Mistake{"micro_batches: 3", "micro_batches: [3]",
+                "c.yaml:6: transport.micro_batches: must be a single value"},
+        Mistake{"name: attention-1", "name: attention-0",
+                "c.yaml:11: attention.nodes[1].name: 'attention-0' is the name of another node"},
+        Mistake{"name: attention-1", "name: 'a b'",
+                "c.yaml:11: attention.nodes[1].name: 'a b' is not a name: 1 to 63 letters, digits, '-', "
+                "'_' or '.'"},
+        Mistake{"experts: [0, 2]", "experts: [0, x]",
+                "c.yaml:16: expert.nodes[0].experts: 'x' is not an integer in [0, 1023]"},
+        Mistake{"experts: [0, 2]", "experts: []",
+                "c.yaml:16: expert.nodes[0].experts: needs at least one expert"},
+        Mistake{"      threads: 2", "      listen: nowhere",
+                "c.yaml:12: attention.nodes[1].listen: 'nowhere' is not HOST:PORT with a port in [0, 65535]"},
+        Mistake{"  path: models/tiny", "  weights: dummy", "c.yaml:3: model.path: the key is missing"},
+        Mistake{"cluster: demo\n", "", "c.yaml:1: cluster: the key is missing"},
+        Mistake{"cluster: demo", "cluster: demo\n  : - {", "c.yaml:2: illegal map value"}));
+
+TEST(ClusterConfig, ADocumentThatIsNoMappingIsRefused) {
+  for (const char* text : {"", "[]", "word", "- a\n- b"}) {
+    EXPECT_EQ(parse_cluster_config(text, "c.yaml").status().code(), StatusCode::kInvalidArgument) << text;
+  }
+}
+
+}  // namespace
+}  // namespace volley::config

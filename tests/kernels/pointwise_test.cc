@@ -1,0 +1,308 @@
+// Goal: RMSNorm, RoPE with cache append, combine, pack and embed have the bits of their references
+// on every instruction set and thread count, and the references are accurate. Method: seeded widths
+// that are and are not multiples of 16, against double precision with bounds from the number of
+// roundings.
+
+#include "kernel_testing.h"
+
+namespace volley::kernels::testing {
+namespace {
+
+constexpr uint32_t kWidths[] = {1, 15, 16, 40, 257};
+constexpr uint32_t kRowCounts[] = {0, 1, 5};
+constexpr DType kDTypes[] = {DType::kBf16, DType::kF32};
+
+TEST(RmsNorm, EveryInstructionSetHasTheBitsOfTheReference) {
+  uint64_t seed = 10;
+  ThreadPool one(1);
+  for (const uint32_t rows : kRowCounts) {
+    for (const uint32_t width : kWidths) {
+      for (const DType dtype : kDTypes) {
+        SplitMix64 random(++seed);
+        const auto input = RowBuffer::random(random, rows, width, DType::kF32, 3.0f);
+        const std::vector<float> weight = random_vector(random, width);
+        const auto run = [&](const CpuKernels& kernels, ThreadPool& pool) {
+          RowBuffer output(rows, width, dtype);
+          kernels.rms_norm({.input = input.rows_in(),
+                            .weight = weight.data(),
+                            .epsilon = 1e-5f,
+                            .width = width,
+                            .output = output.rows_out(),
+                            .output_dtype = dtype},
+                           pool);
+          return output;
+        };
+        const RowBuffer expected = run(reference_kernels(), one);
+        for_each_variant([&](const CpuKernels& kernels, ThreadPool& pool, const std::string& name) {
+          expect_same(expected, run(kernels, pool),
+                      fmt::format("{}, seed {}, {} x {}", name, seed, rows, width));
+        });
+        // Relative error: the sum of squares gamma(width / 16 + 5), halved by the square root; then
+        // a quotient, two sums' and roots' roundings, a reciprocal, two products: 8 more units are
+        // enough.
+        for (uint32_t r = 0; r < rows; ++r) {
+          double squares = 0;
+          for (uint32_t i = 0; i < width; ++i) squares += std::pow(double{input.at(r, i)}, 2);
+          const double scale = 1.0 / std::sqrt(squares / width + 1e-5);
+          for (uint32_t i = 0; i < width; ++i) {
+            const double exact = input.at(r, i) * scale * weight[i];
+            const double relative = 1.01 * (gamma(width / 16.0 + 5 + 8) + unit_of(dtype));
+            ASSERT_LE(std::abs(expected.at(r, i) - exact), relative * std::abs(exact))
+                << "seed " << seed << ", row " << r << ", column " << i;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(RmsNorm, WorksInPlace) {
+  SplitMix64 random(1);
+  const auto input = RowBuffer::random(random, 2, 40, DType::kF32);
+  const std::vector<float> weight = random_vector(random, 40);
+  for_each_variant([&](const CpuKernels& kernels, ThreadPool& pool, const std::string& name) {
+    RowBuffer apart(2, 40, DType::kF32);
+    RowBuffer in_place(input);
+    RmsNormArgs args = {.input = input.rows_in(),
+                        .weight = weight.data(),
+                        .epsilon = 1e-6f,
+                        .width = 40,
+                        .output = apart.rows_out(),
+                        .output_dtype = DType::kF32};
+    kernels.rms_norm(args, pool);
+    args.input = in_place.rows_in();
+    args.output = in_place.rows_out();
+    kernels.rms_norm(args, pool);
+    expect_same(apart, in_place, name);
+  });
+}
+
+TEST(RopeAngles, AreThoseOfTheRoundedProduct) {
+  const uint32_t positions[] = {0, 1, 1000, 131071};
+  const float frequencies[] = {1.0f, 0.1f, 1e-4f};
+  float cosine[12];
+  float sine[12];
+  rope_angles(positions, frequencies, cosine, sine);
+  EXPECT_EQ(cosine[0], 1.0f);
+  EXPECT_EQ(sine[0], 0.0f);
+  EXPECT_NEAR(cosine[3], 0.5403023, 1e-7);
+  EXPECT_NEAR(sine[3], 0.8414710, 1e-7);
+  for (size_t i = 0; i < 12; ++i) {
+    const long double angle = static_cast<float>(positions[i / 3]) * frequencies[i % 3];
+    EXPECT_NEAR(cosine[i], std::cos(angle), kUnit) << i;
+    EXPECT_NEAR(sine[i], std::sin(angle), kUnit) << i;
+  }
+}
+
+struct RopeCase {
+  uint32_t rows;
+  uint32_t heads;
+  uint32_t kv_heads;
+  uint32_t head_dim;
+  DType dtype;
+};
+
+/// What rope_append wrote: the queries, and the whole cache as one row of keys and one of values.
+struct RopeOutput {
+  RowBuffer query;
+  RowBuffer cache;
+};
+
+TEST(RopeAppend, EveryInstructionSetHasTheBitsOfTheReference) {
+  constexpr uint32_t kBlocks = 3;
+  uint64_t seed = 20;
+  ThreadPool one(1);
+  for (const RopeCase& test : {RopeCase{0, 2, 1, 16, DType::kF32},
+                               {1, 1, 1, 2, DType::kF32},
+                               {5, 6, 2, 20, DType::kBf16},
+                               {9, 4, 4, 64, DType::kF32},
+                               {17, 3, 1, 96, DType::kBf16}}) {
+    SplitMix64 random(++seed);
+    const uint32_t half = test.head_dim / 2;
+    const uint32_t kv_width = test.kv_heads * test.head_dim;
+    const auto qkv = RowBuffer::random(random, test.rows, test.heads * test.head_dim + 2 * kv_width,
+                                       DType::kF32);
+    std::vector<float> cosine(test.rows * half);
+    std::vector<float> sine(test.rows * half);
+    for (size_t i = 0; i < cosine.size(); ++i) {
+      const double angle = 6.3 * random.unit();
+      cosine[i] = static_cast<float>(std::cos(angle));
+      sine[i] = static_cast<float>(std::sin(angle));
+    }
+    std::vector<KvPosition> positions;
+    for (uint32_t r = 0; r < test.rows; ++r) {
+      const uint32_t slot = (r * 7 + 5) % (kBlocks * 16);  // 7 and 48 have no common factor.
+      positions.push_back({.block = slot / 16, .offset = slot % 16});
+    }
+    const auto run = [&](const CpuKernels& kernels, ThreadPool& pool) {
+      RopeOutput output = {RowBuffer(test.rows, test.heads * test.head_dim, test.dtype),
+                           RowBuffer(2, kBlocks * kv_width * 16, test.dtype)};
+      const KvCacheView view = {.keys = static_cast<std::byte*>(output.cache.row(0)),
+                                .values = static_cast<std::byte*>(output.cache.row(1)),
+                                .kv_heads = test.kv_heads,
+                                .head_dim = test.head_dim,
+                                .dtype = test.dtype};
+      kernels.rope_append({.qkv = qkv.rows_in(),
+                           .cosine = cosine.data(),
+                           .sine = sine.data(),
+                           .heads = test.heads,
+                           .query = output.query.rows_out(),
+                           .cache = view,
+                           .position = positions},
+                          pool);
+      return output;
+    };
+    const RopeOutput expected = run(reference_kernels(), one);
+    for_each_variant([&](const CpuKernels& kernels, ThreadPool& pool, const std::string& name) {
+      const RopeOutput actual = run(kernels, pool);
+      expect_same(expected.query, actual.query, fmt::format("{}, seed {}, query", name, seed));
+      expect_same(expected.cache, actual.cache, fmt::format("{}, seed {}, cache", name, seed));
+    });
+    // Two roundings of the products' magnitude, and one to storage.
+    for (uint32_t r = 0; r < test.rows; ++r) {
+      const auto expect_rotated = [&](uint32_t first, uint32_t i, float actual) {
+        const double x = qkv.at(r, first + i);
+        const double pair = qkv.at(r, first + (i < half ? i + half : i - half));
+        const double c = cosine[r * half + i % half];
+        const double s = sine[r * half + i % half];
+        const double exact = x * c + (i < half ? -pair * s : pair * s);
+        const double magnitude = std::abs(x * c) + std::abs(pair * s);
+        ASSERT_LE(std::abs(actual - exact), 1.01 * magnitude * (2 * kUnit + unit_of(test.dtype)))
+            << "seed " << seed << ", row " << r << ", feature " << first + i;
+      };
+      for (uint32_t i = 0; i < test.heads * test.head_dim; ++i) {
+        expect_rotated(i / test.head_dim * test.head_dim, i % test.head_dim,
+                       expected.query.at(r, i));
+      }
+      for (uint32_t head = 0; head < test.kv_heads; ++head) {
+        const uint32_t key = (test.heads + head) * test.head_dim;
+        const size_t block = size_t{positions[r].block} * kv_width * 16;
+        for (uint32_t i = 0; i < test.head_dim; ++i) {
+          expect_rotated(
+              key, i,
+              expected.cache.at(0, block + (head * test.head_dim + i) * 16 + positions[r].offset));
+          EXPECT_EQ(
+              expected.cache.at(1, block + (head * 16 + positions[r].offset) * test.head_dim + i),
+              round_to(qkv.at(r, key + kv_width + i), test.dtype));
+        }
+      }
+    }
+  }
+}
+
+TEST(Combine, EveryInstructionSetHasTheBitsOfTheReference) {
+  uint64_t seed = 30;
+  ThreadPool one(1);
+  for (const uint32_t rows : kRowCounts) {
+    for (const uint32_t width : kWidths) {
+      for (const uint32_t top_k : {1u, 3u, 8u}) {
+        for (const DType dtype : kDTypes) {
+          SplitMix64 random(++seed);
+          const auto expert_rows = RowBuffer::random(random, size_t{rows} * top_k, width, dtype);
+          const auto initial = RowBuffer::random(random, rows, width, DType::kF32);
+          const std::vector<float> weight = random_vector(random, size_t{rows} * top_k);
+          const auto run = [&](const CpuKernels& kernels, ThreadPool& pool) {
+            RowBuffer residual(initial);
+            kernels.combine({.residual = residual.rows_out(),
+                             .expert_row = expert_rows.rows_in(),
+                             .weight = weight.data(),
+                             .top_k = top_k,
+                             .width = width,
+                             .dtype = dtype},
+                            pool);
+            return residual;
+          };
+          const RowBuffer expected = run(reference_kernels(), one);
+          for_each_variant(
+              [&](const CpuKernels& kernels, ThreadPool& pool, const std::string& name) {
+                expect_same(
+                    expected, run(kernels, pool),
+                    fmt::format("{}, seed {}, {} x {}, top {}", name, seed, rows, width, top_k));
+              });
+          for (uint32_t r = 0; r < rows; ++r) {
+            for (uint32_t i = 0; i < width; ++i) {
+              double exact = initial.at(r, i);
+              double magnitude = std::abs(exact);
+              for (uint32_t j = r * top_k; j < (r + 1) * top_k; ++j) {
+                exact += double{weight[j]} * expert_rows.at(j, i);
+                magnitude += std::abs(double{weight[j]} * expert_rows.at(j, i));
+              }
+              ASSERT_LE(std::abs(expected.at(r, i) - exact), gamma(top_k + 1) * magnitude);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Combine, AddsInTheOrderOfTheList) {
+  // 2^24 + 1 - 2^24 is 0 in this order and 1 in any order that pairs the large numbers first.
+  RowBuffer residual(1, 1, DType::kF32);
+  RowBuffer expert_rows(3, 1, DType::kF32);
+  expert_rows.set(0, 0, 0x1p24f);
+  expert_rows.set(1, 0, 1.0f);
+  expert_rows.set(2, 0, -0x1p24f);
+  const float weight[3] = {1.0f, 1.0f, 1.0f};
+  for_each_variant([&](const CpuKernels& kernels, ThreadPool& pool, const std::string& name) {
+    residual.set(0, 0, 0.0f);
+    kernels.combine({.residual = residual.rows_out(),
+                     .expert_row = expert_rows.rows_in(),
+                     .weight = weight,
+                     .top_k = 3,
+                     .width = 1,
+                     .dtype = DType::kF32},
+                    pool);
+    EXPECT_EQ(residual.at(0, 0), 0.0f) << name;
+  });
+}
+
+TEST(Pack, CopiesEachRowToItsPlace) {
+  SplitMix64 random(40);
+  const auto tokens = RowBuffer::random(random, 4, 37, DType::kBf16);
+  for_each_variant([&](const CpuKernels& kernels, ThreadPool& pool, const std::string& name) {
+    RowBuffer slots(6, 37, DType::kBf16);
+    const void* input[] = {tokens.row(2), tokens.row(0), tokens.row(2),
+                           tokens.row(3), tokens.row(1), tokens.row(0)};
+    kernels.pack({.input = input, .output = slots.rows_out(), .row_bytes = 74}, pool);
+    for (size_t i = 0; i < 6; ++i) {
+      EXPECT_EQ(std::memcmp(slots.row(i), input[i], 74), 0) << name << ", row " << i;
+    }
+    EXPECT_TRUE(slots.guards_intact()) << name;
+  });
+}
+
+TEST(Embed, ReadsBothLayouts) {
+  constexpr uint32_t kVocab = 37;
+  constexpr uint32_t kHidden = 20;
+  SplitMix64 random(50);
+  const int32_t tokens[] = {0, 36, 15, 16, 15};
+  for (const DType dtype : kDTypes) {
+    const Weights weights = Weights::random(random, kVocab, kHidden, dtype);
+    AlignedBytes row_major(kVocab * kHidden * 4);
+    convert_from_f32(weights.values.data(), kVocab * kHidden, dtype, row_major.data());
+    for (const bool packed : {false, true}) {
+      for_each_variant([&](const CpuKernels& kernels, ThreadPool& pool, const std::string& name) {
+        RowBuffer output(5, kHidden, DType::kF32);
+        kernels.embed({.table = {.data = packed ? weights.packed.data : row_major.data(),
+                                 .vocab = kVocab,
+                                 .hidden = kHidden,
+                                 .dtype = dtype,
+                                 .packed = packed},
+                       .token = tokens,
+                       .output = output.rows_out()},
+                      pool);
+        for (uint32_t r = 0; r < 5; ++r) {
+          for (uint32_t i = 0; i < kHidden; ++i) {
+            const size_t index = static_cast<size_t>(tokens[r]) * kHidden + i;
+            ASSERT_EQ(output.at(r, i), weights.values[index]) << name << ", packed " << packed;
+          }
+        }
+        EXPECT_TRUE(output.guards_intact()) << name;
+      });
+    }
+  }
+}
+
+}  // namespace
+}  // namespace volley::kernels::testing
