@@ -2,8 +2,8 @@
 
 // Text to token ids and back, from a Hugging Face `tokenizer.json`, with the ids and the text that
 // the `tokenizers` library gives. The model is BPE (byte-level, or SentencePiece-style with byte
-// fallback); docs of the supported normalizers, pre-tokenizers, post-processors and decoders are in
-// src/model/tokenizer/. Whatever else a file asks for is an error at load, never a guess.
+// fallback); the headers in src/model/tokenizer/ list the supported normalizers, pre-tokenizers,
+// post-processors and decoders. Whatever else a file asks for is an error at load, never a guess.
 // Not here: chat templates, truncation and padding (the file's settings for the last two are
 // ignored, as `transformers` ignores them unless the caller asks).
 

@@ -1,5 +1,7 @@
 #include "added_tokens.h"
 
+#include <algorithm>
+
 #include "bpe.h"
 #include "unicode.h"
 

@@ -4,8 +4,10 @@
 
 #include "volley/model/tokenizer.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <set>
+#include <utility>
 
 #include "added_tokens.h"
 #include "bpe.h"

@@ -3,6 +3,7 @@
 #include <unicode/bytestream.h>
 #include <unicode/normalizer2.h>
 #include <unicode/uchar.h>
+#include <unicode/uniset.h>
 
 namespace volley::model {
 
@@ -123,6 +124,19 @@ bool is_word(char32_t code) {
          u_hasBinaryProperty(point, UCHAR_JOIN_CONTROL) != 0;
 }
 
+namespace {
+
+// The reference library normalises by the tables of Unicode 9.0: what came later stays as it is and
+// combines with nothing. Ids must not depend on which ICU is installed either.
+const icu::UnicodeSet& normalized_characters(UErrorCode& error) {
+  static UErrorCode set_error = U_ZERO_ERROR;
+  static const icu::UnicodeSet set(u"[:Age=9.0:]", set_error);
+  if (U_FAILURE(set_error)) error = set_error;
+  return set;
+}
+
+}  // namespace
+
 Result<std::string> to_normal_form(std::string_view text, NormalForm form) {
   UErrorCode error = U_ZERO_ERROR;
   const icu::Normalizer2* normalizer = nullptr;
@@ -140,11 +154,13 @@ Result<std::string> to_normal_form(std::string_view text, NormalForm form) {
       normalizer = icu::Normalizer2::getNFKDInstance(error);
       break;
   }
+  const icu::UnicodeSet& characters = normalized_characters(error);
   std::string out;
   if (U_SUCCESS(error)) {
+    const icu::FilteredNormalizer2 filtered(*normalizer, characters);
     icu::StringByteSink<std::string> sink(&out);
-    normalizer->normalizeUTF8(0, icu::StringPiece(text.data(), static_cast<int32_t>(text.size())),
-                              sink, nullptr, error);
+    filtered.normalizeUTF8(0, icu::StringPiece(text.data(), static_cast<int32_t>(text.size())),
+                           sink, nullptr, error);
   }
   if (U_FAILURE(error)) {
     return internal_error("Unicode normalisation of {} bytes failed: {}", text.size(),
