@@ -56,7 +56,7 @@ std::string format_cluster(const v1::GetStatusResponse& status) {
          fmt::format("{} MiB", health.resident_bytes() >> 20),
          expert ? fmt::format("experts {}", fmt::join(node.experts(), ",")) : "-"});
   }
-  return format_table(rows) + (status.serving() ? "serving\n" : "not serving: " + status.reason() + "\n");
+  return format_table(rows) + (status.view().serving() ? "serving\n" : "not serving: " + status.view().reason() + "\n");
 }
 
 }  // namespace volley::cli

@@ -36,7 +36,7 @@ bool all_ready(const config::ClusterConfig& config, v1::Operator::Stub& stub,
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(1));
   response.Clear();
-  if (!stub.GetStatus(&context, {}, &response).ok() || !response.serving()) return false;
+  if (!stub.GetStatus(&context, {}, &response).ok() || !response.view().serving()) return false;
   const auto ready = std::ranges::count_if(response.view().members(), [](const v1::ClusterMember& member) {
     return member.health().ready() && member.registration().role() != v1::ROLE_FRONTEND;
   });
@@ -125,7 +125,7 @@ class Supervisor {
       if (monotonic_now() > deadline) {
         return report(Status(StatusCode::kDeadlineExceeded,
                              fmt::format("the cluster was not ready after {} ms: {}",
-                                         options_.ready_timeout_ms, status.reason())));
+                                         options_.ready_timeout_ms, status.view().reason())));
       }
     }
     std::fputs(format_cluster(status).c_str(), stdout);

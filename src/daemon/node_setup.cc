@@ -1,0 +1,82 @@
+#include "node_setup.h"
+
+#include <gnu/libc-version.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+
+#include "volley/control/cluster_view.h"
+#include "volley/engine/attention_engine.h"
+
+namespace volley::daemon {
+namespace {
+
+// Without a limit in the file, KV memory for very long contexts would be taken by default.
+constexpr uint32_t kSequenceTokensDefaultMax = 8192;
+
+}  // namespace
+
+Result<NodeSetup> set_up_node(const config::ClusterConfig& config) {
+  NodeSetup setup;
+  VOLLEY_ASSIGN_OR_RETURN(
+      setup.checkpoint, config.model.dummy_weights
+                            ? model::Checkpoint::open_dummy(config.model.path, config.model.dummy_seed)
+                            : model::Checkpoint::open(config.model.path));
+  VOLLEY_ASSIGN_OR_RETURN(setup.kernels, kernels::select_cpu_kernels(config.cpu_isa));
+  setup.dtype = config.model.dtype == "f32" ? kernels::DType::kF32 : kernels::DType::kBf16;
+  const model::ModelSpec& spec = setup.checkpoint.spec;
+  setup.geometry = engine::AttentionEngine::geometry(spec, config.transport.micro_batches,
+                                                     config.transport.slot_rows, setup.dtype);
+  const uint32_t limit = config.attention.sequence_tokens;
+  if (limit > spec.max_positions) {
+    return invalid_argument("{}: attention.sequence_tokens: {} is more than the model's {} positions",
+                            config.file, limit, spec.max_positions);
+  }
+  setup.sequence_tokens_max =
+      limit != 0 ? limit : std::min(spec.max_positions, kSequenceTokensDefaultMax);
+  // All instruction sets of the CPU backend give equal bits (kernels/cpu_kernels.h), so the set is not part
+  // of it; the compiler and its math library are.
+  setup.numerics_fingerprint =
+      fmt::format("cpu/fma-1/{}/tp1/{}/libc-{}", kernels::dtype_name(setup.dtype),
+                                           __VERSION__, ::gnu_get_libc_version());
+  return setup;
+}
+
+Result<std::unique_ptr<transport::Fabric>> make_node_fabric(const config::ClusterConfig& config,
+                                                            const NodeSetup& setup,
+                                                            const transport::NodeIdentity& self,
+                                                            const transport::LinkKey& key,
+                                                            const std::string& listen) {
+  return transport::make_fabric(config.transport.fabric,
+                                {.self = self,
+                                 .geometry = setup.geometry,
+                                 .links_max = config.transport.links_max,
+                                 .layers = setup.checkpoint.spec.layer_count(),
+                                 .dtype = static_cast<uint8_t>(setup.dtype),
+                                 .key = key,
+                                 .listen = listen});
+}
+
+v1::NodeRegistration make_registration(const config::ClusterConfig& config, const NodeSetup& setup,
+                                       v1::Role role, const transport::NodeIdentity& self) {
+  v1::NodeRegistration registration;
+  registration.set_role(role);
+  registration.set_name(self.name);
+  registration.set_incarnation(self.incarnation.value);
+  registration.set_wire_version(protocol::kWireVersion);
+  registration.set_checkpoint_digest(setup.checkpoint.digest);
+  registration.set_numerics_fingerprint(setup.numerics_fingerprint);
+  *registration.mutable_geometry() = control::to_proto(setup.geometry);
+  registration.set_fabric(config.transport.fabric);
+  return registration;
+}
+
+uint64_t resident_bytes() {
+  std::ifstream statm("/proc/self/statm");
+  uint64_t total_pages = 0, resident_pages = 0;
+  statm >> total_pages >> resident_pages;
+  return resident_pages * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+}
+
+}  // namespace volley::daemon

@@ -1,0 +1,44 @@
+#pragma once
+
+// What attention and expert nodes do alike when they start: open the checkpoint, make the fabric, register.
+
+#include <memory>
+#include <string>
+
+#include "kernels/cpu_kernels.h"
+#include "volley/config/cluster_config.h"
+#include "volley/model/weights.h"
+#include "volley/transport/fabric.h"
+#include "volley/v1/control.pb.h"
+
+namespace volley::daemon {
+
+/// What follows from the cluster file and the checkpoint, the same on every node.
+struct NodeSetup {
+  model::Checkpoint checkpoint;
+  kernels::DType dtype = kernels::DType::kBf16;
+  const kernels::CpuKernels* kernels = nullptr;
+  protocol::LinkGeometry geometry;
+  uint32_t sequence_tokens_max = 0;
+  /// Everything that decides bits: see docs/design.md, numerics fingerprint.
+  std::string numerics_fingerprint;
+};
+
+/// Reads config files and headers, no tensors. Errors: as Checkpoint::open and select_cpu_kernels.
+Result<NodeSetup> set_up_node(const config::ClusterConfig& config);
+
+/// Makes the fabric of a node; `listen` is "" for a node that only connects.
+Result<std::unique_ptr<transport::Fabric>> make_node_fabric(const config::ClusterConfig& config,
+                                                            const NodeSetup& setup,
+                                                            const transport::NodeIdentity& self,
+                                                            const transport::LinkKey& key,
+                                                            const std::string& listen);
+
+/// The registration's fields that do not depend on the role.
+v1::NodeRegistration make_registration(const config::ClusterConfig& config, const NodeSetup& setup,
+                                       v1::Role role, const transport::NodeIdentity& self);
+
+/// Resident memory of this process.
+uint64_t resident_bytes();
+
+}  // namespace volley::daemon
