@@ -19,10 +19,10 @@ class ThreadPool;
 
 namespace volley::kernels {
 
-/// The kernels of the CPU backend for one instruction set. All sets give the same bits: the numerics
-/// contracts fix every lane and every order (each `<op>.h` states its own), so a cluster may mix them.
-/// Only which NaN an operation returns is left open.
-/// Every function may be called by one thread at a time per pool, and allocates nothing.
+/// The kernels of the CPU backend for one instruction set. All sets give the same bits: the
+/// numerics contracts fix every lane and every order (each `<op>.h` states its own), so a cluster
+/// may mix them. Only which NaN an operation returns is left open. Every function may be called by
+/// one thread at a time per pool, and allocates nothing.
 struct CpuKernels {
   const char* name;  ///< "reference", "avx2" or "avx512".
   void (*rms_norm)(const RmsNormArgs&, ThreadPool&);

@@ -9,11 +9,15 @@ namespace volley::kernels {
 /// Storage type of activations, weights, KV blocks and wire rows. Arithmetic is f32 everywhere.
 enum class DType : uint8_t { kBf16 = 1, kF32 = 2 };
 
-constexpr size_t dtype_bytes(DType dtype) { return dtype == DType::kBf16 ? 2 : 4; }
-constexpr const char* dtype_name(DType dtype) { return dtype == DType::kBf16 ? "bf16" : "f32"; }
+constexpr size_t dtype_bytes(DType dtype) {
+  return dtype == DType::kBf16 ? 2 : 4;
+}
+constexpr const char* dtype_name(DType dtype) {
+  return dtype == DType::kBf16 ? "bf16" : "f32";
+}
 
-/// One pointer per row: rows may lie in different slots or blocks, so no kernel needs a gathering copy.
-/// Every row is contiguous and aligned to its element.
+/// One pointer per row: rows may lie in different slots or blocks, so no kernel needs a gathering
+/// copy. Every row is contiguous and aligned to its element.
 using ConstRows = std::span<const void* const>;
 using Rows = std::span<void* const>;
 
@@ -21,8 +25,8 @@ using Rows = std::span<void* const>;
 inline constexpr uint32_t kPanel = 16;
 
 /// A weight matrix [rows, cols] (output features by input features), stored as panels
-/// [ceil(rows / 16)][cols][16] of `dtype`, 64-byte aligned, the missing rows of the last panel zero.
-/// Borrowed: the memory must outlive every kernel that reads it.
+/// [ceil(rows / 16)][cols][16] of `dtype`, 64-byte aligned, the missing rows of the last panel
+/// zero. Borrowed: the memory must outlive every kernel that reads it.
 struct PackedMatrix {
   const void* data = nullptr;
   uint32_t rows = 0;
@@ -38,8 +42,8 @@ constexpr size_t packed_bytes(uint32_t rows, uint32_t cols, DType dtype) {
 enum class SourceDType : uint8_t { kBf16, kF16, kF32 };
 
 /// Writes the row-major `source` [rows, cols] of `from` into panels at `out`
-/// (`packed_bytes(rows, cols, dtype)` bytes, 64-byte aligned). f32 storage is exact; bf16 storage rounds
-/// to nearest even.
+/// (`packed_bytes(rows, cols, dtype)` bytes, 64-byte aligned). f32 storage is exact; bf16 storage
+/// rounds to nearest even.
 void pack_matrix(const void* source, SourceDType from, uint32_t rows, uint32_t cols, DType dtype,
                  void* out);
 

@@ -4,8 +4,8 @@
 
 namespace volley::kernels {
 
-/// The token embedding [vocab, hidden]: row-major, or in panels when the head is tied to it (one copy of
-/// the weights serves both).
+/// The token embedding [vocab, hidden]: row-major, or in panels when the head is tied to it (one
+/// copy of the weights serves both).
 struct EmbeddingTable {
   const void* data = nullptr;
   uint32_t vocab = 0;

@@ -20,14 +20,15 @@ struct FfnGroup {
 
 /// output[r] = down * (silu(gate * x) . (up * x)) with the weights of the row's group.
 ///
-/// Numerics: the three products as in gemm.h; silu(g) = g / (1 + exp(-g)) in f32; the product with `up` is
-/// one f32 multiplication, rounded to `dtype` before the last product; the result is rounded to `dtype`.
+/// Numerics: the three products as in gemm.h; silu(g) = g / (1 + exp(-g)) in f32; the product with
+/// `up` is one f32 multiplication, rounded to `dtype` before the last product; the result is
+/// rounded to `dtype`.
 struct GroupedFfnArgs {
   std::span<const FfnGroup> groups;  ///< Groups may be empty; together they cover all rows.
-  ConstRows input;                   ///< [rows][hidden] of dtype, for example rows inside receive slots.
-  Rows output;                       ///< [rows][hidden] of dtype, for example rows inside send slots.
+  ConstRows input;  ///< [rows][hidden] of dtype, for example rows inside receive slots.
+  Rows output;      ///< [rows][hidden] of dtype, for example rows inside send slots.
   DType dtype;
-  void* workspace;                   ///< grouped_ffn_workspace_bytes(rows, ffn, dtype), 64-byte aligned.
+  void* workspace;  ///< grouped_ffn_workspace_bytes(rows, ffn, dtype), 64-byte aligned.
 };
 
 /// The workspace holds the inner activations [rows][ffn] of `dtype`.

@@ -5,8 +5,8 @@
 
 namespace volley::kernels {
 
-/// Cosines and sines for rotary embedding: angle = f32(position) * inverse_frequency[i], one f32 product;
-/// cosine and sine are taken in double and rounded to f32.
+/// Cosines and sines for rotary embedding: angle = f32(position) * inverse_frequency[i], one f32
+/// product; cosine and sine are taken in double and rounded to f32.
 ///   cosine, sine  [positions][half_dim]
 void rope_angles(std::span<const uint32_t> positions, std::span<const float> inverse_frequency,
                  float* cosine, float* sine);
@@ -17,8 +17,8 @@ struct KvPosition {
   uint32_t offset;  ///< Token within the block, below kKvBlockTokens.
 };
 
-/// Splits a fused QKV row, rotates queries and keys (the two halves of a head are the pair), writes the
-/// query and appends key and value to the KV cache.
+/// Splits a fused QKV row, rotates queries and keys (the two halves of a head are the pair), writes
+/// the query and appends key and value to the KV cache.
 ///   qkv row: [heads + 2 * kv_heads][head_dim] f32, queries first, then keys, then values.
 ///   rotated[i]        = fma(x[i], cos[i], -(x[i + half] * sin[i]))
 ///   rotated[i + half] = fma(x[i + half], cos[i], x[i] * sin[i])
@@ -28,7 +28,7 @@ struct RopeAppendArgs {
   const float* cosine;  ///< [rows][head_dim / 2].
   const float* sine;    ///< [rows][head_dim / 2].
   uint32_t heads;
-  Rows query;           ///< [rows][heads * head_dim] of cache.dtype.
+  Rows query;  ///< [rows][heads * head_dim] of cache.dtype.
   KvCacheView cache;
   std::span<const KvPosition> position;  ///< [rows], all different.
 };

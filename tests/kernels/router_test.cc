@@ -58,8 +58,9 @@ TEST(Router, ChoosesAndWeighsAsAPlainSortDoes) {
         for (uint32_t r = 0; r < rows; ++r) {
           std::vector<uint32_t> order(experts);
           std::iota(order.begin(), order.end(), 0u);
-          std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) {
-            return logits.at(r, a) > logits.at(r, b);
+          std::sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) {
+            const float x = logits.at(r, a), y = logits.at(r, b);
+            return x > y || (x == y && a < b);
           });
           const double largest = logits.at(r, order[0]);
           std::sort(order.begin(), order.begin() + top_k);

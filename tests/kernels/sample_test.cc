@@ -20,8 +20,10 @@ std::map<int32_t, double> plain_distribution(const std::vector<float>& logits,
                                              const SamplingParams& params) {
   std::vector<int32_t> order(logits.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
+  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    const float x = logits[static_cast<size_t>(a)], y = logits[static_cast<size_t>(b)];
+    return x > y || (x == y && a < b);
+  });
   if (params.top_k != 0 && params.top_k < order.size()) order.resize(params.top_k);
   const auto weight = [&](int32_t token) {
     return std::exp((double{logits[token]} - logits[order[0]]) / params.temperature);
