@@ -1,8 +1,6 @@
 #include "safetensors.h"
 
 #include <algorithm>
-#include <limits>
-#include <set>
 
 #include "json_reader.h"
 
@@ -15,7 +13,8 @@ constexpr size_t kLengthBytes = 8;
 // A tensor costs about nine values, so this leaves room for 200,000 tensors in a file.
 constexpr JsonLimits kHeaderLimits{kSafetensorsHeaderBytesMax, 3, 2'000'000};
 constexpr JsonLimits kIndexLimits{64u << 20, 8, 2'000'000};
-constexpr size_t kIndexFilesMax = 10'000;
+constexpr const char* kSingleFile = "model.safetensors";
+constexpr const char* kIndexFile = "model.safetensors.index.json";
 // The kernel maps up to this much around a page fault (fault_around_bytes, by default 64 KiB).
 constexpr uint64_t kFaultAroundBytes = 128u << 10;
 
@@ -261,51 +260,51 @@ void SafetensorsFile::drop_resident(uint64_t begin, uint64_t end) const {
 }
 
 Result<SafetensorsFolder> SafetensorsFolder::open(const std::string& folder) {
-  static const std::string kSingle = "model.safetensors";
-  static const std::string kIndex = "model.safetensors.index.json";
+  Result<SafetensorsFile> single = SafetensorsFile::open(folder + "/" + kSingleFile);
+  if (single.status().code() == StatusCode::kNotFound) return open_sharded(folder);
+  if (!single.ok()) return single.status();
   SafetensorsFolder result;
   result.folder_ = folder;
+  const SafetensorsFile* file = result.add(std::move(single).value());
+  for (const auto& [name, info] : file->tensors()) result.tensors_[name] = {file, &info};
+  return result;
+}
 
-  Result<SafetensorsFile> single = SafetensorsFile::open(folder + "/" + kSingle);
-  if (single.ok()) {
-    result.files_.push_back(std::make_unique<SafetensorsFile>(std::move(single).value()));
-    const SafetensorsFile* file = result.files_.back().get();
-    for (const auto& [name, info] : file->tensors()) result.tensors_[name] = {file, &info};
-    return result;
-  }
-  if (single.status().code() != StatusCode::kNotFound) return single.status();
-
-  const std::string index_path = folder + "/" + kIndex;
-  Result<Mapping> index = Mapping::map_file(index_path);
+Result<SafetensorsFolder> SafetensorsFolder::open_sharded(const std::string& folder) {
+  const std::string path = folder + "/" + kIndexFile;
+  const Result<Mapping> index = Mapping::map_file(path);
   if (index.status().code() == StatusCode::kNotFound) {
-    return not_found("{}: neither {} nor {} is there", folder, kSingle, kIndex);
+    return not_found("{}: neither {} nor {} is there", folder, kSingleFile, kIndexFile);
   }
   if (!index.ok()) return index.status();
   const std::string_view text(reinterpret_cast<const char*>(index->bytes().data()),
                               index->bytes().size());
-  VOLLEY_ASSIGN_OR_RETURN(const auto weight_map, parse_safetensors_index(text, index_path));
+  VOLLEY_ASSIGN_OR_RETURN(const auto weight_map, parse_safetensors_index(text, path));
+
+  SafetensorsFolder result;
+  result.folder_ = folder;
   std::map<std::string, const SafetensorsFile*> opened;
   for (const auto& [tensor, name] : weight_map) opened[name] = nullptr;
-  if (opened.size() > kIndexFilesMax) {
-    return invalid_argument("{}: weight_map names {} files, at most {} are allowed", index_path,
-                            opened.size(), kIndexFilesMax);
-  }
   for (auto& [name, file] : opened) {
     Result<SafetensorsFile> shard = SafetensorsFile::open(folder + "/" + name);
-    if (!shard.ok()) return annotate(shard.status(), index_path + ": weight_map");
-    result.files_.push_back(std::make_unique<SafetensorsFile>(std::move(shard).value()));
-    file = result.files_.back().get();
+    if (!shard.ok()) return annotate(shard.status(), path + ": weight_map");
+    file = result.add(std::move(shard).value());
   }
   for (const auto& [tensor, name] : weight_map) {
     const SafetensorsFile* file = opened[name];
     const auto info = file->tensors().find(tensor);
     if (info == file->tensors().end()) {
       return invalid_argument("{}: weight_map: tensor {} is said to be in {}, but is not there",
-                              index_path, in_quotes(tensor), in_quotes(name));
+                              path, in_quotes(tensor), in_quotes(name));
     }
     result.tensors_[tensor] = {file, &info->second};
   }
   return result;
+}
+
+const SafetensorsFile* SafetensorsFolder::add(SafetensorsFile file) {
+  files_.push_back(std::make_unique<SafetensorsFile>(std::move(file)));
+  return files_.back().get();
 }
 
 Result<SafetensorsFolder::Tensor> SafetensorsFolder::find(const std::string& name) const {

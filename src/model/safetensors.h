@@ -1,6 +1,5 @@
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -91,6 +90,9 @@ class SafetensorsFolder {
   Result<Tensor> find(const std::string& name) const;
 
  private:
+  static Result<SafetensorsFolder> open_sharded(const std::string& folder);
+  const SafetensorsFile* add(SafetensorsFile file);
+
   std::string folder_;
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
   std::map<std::string, Tensor> tensors_;

@@ -115,7 +115,8 @@ TEST(SafetensorsHeader, EveryFaultIsNamed) {
        {"tensor \"t\"", "begin <= end <= 8"}},
       {one(R"({"dtype":"F32","shape":[2],"data_offsets":[1,9]})"),
        {"tensor \"t\"", "begin <= end <= 8"}},
-      {one(R"({"dtype":"F32","shape":[2],"data_offsets":[18446744073709551608,18446744073709551615]})"),
+      {one(R"({"dtype":"F32","shape":[2],)"
+           R"("data_offsets":[18446744073709551608,18446744073709551615]})"),
        {"tensor \"t\"", "begin <= end <= 8"}},
       {one(R"({"dtype":"F32","shape":[3],"data_offsets":[0,8]})"),
        {"tensor \"t\"", "[0,8], 8 bytes", "dtype F32 and shape [3]", "3 elements of 4 bytes"}},
