@@ -75,14 +75,21 @@ void Waiter::pause() {
 #endif
 }
 
-// Polling pays only if the answer tends to come within kSpin and another core can make it come.
-void Waiter::adapt(Nanos waited) {
+void Waiter::spin_paid() {
+  misses_ = 0;
+  retry_after_ = kRetryMin;
+}
+
+void Waiter::slept(Nanos asleep, bool had_spun) {
   static const bool can_spin = std::thread::hardware_concurrency() > 1;
-  if (waited <= kShortWait) {
-    misses_ = 0;
-    spin_ = can_spin;
-  } else if (++misses_ >= kMissesMax) {
+  if (had_spun) {
+    if (++misses_ < kMissesMax) return;
     spin_ = false;
+    retry_in_ = retry_after_;
+    retry_after_ = std::min(2 * retry_after_, kRetryMax);
+  } else if (asleep <= kShortSleep && --retry_in_ <= 0) {
+    spin_ = can_spin;
+    misses_ = kMissesMax - 1;  // One try.
   }
 }
 

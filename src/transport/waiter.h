@@ -42,12 +42,13 @@ class Waiter {
   template <class Ready, class Arm, class Disarm>
   void wait(Nanos deadline, Ready ready, Arm arm, Disarm disarm) {
     const Nanos start = monotonic_now();
+    const bool spinning = spin_;
+    const Nanos spin_end = start + (spinning ? kSpin : 0);
     Nanos now = start;
-    const Nanos spin_end = start + (spin_ ? kSpin : 0);
     do {
       if (woken_.exchange(false)) return;
       if (ready()) {
-        misses_ = 0;
+        if (spinning) spin_paid();
         return;
       }
       if (now >= deadline) return;
@@ -63,7 +64,7 @@ class Waiter {
     asleep_.store(false);
     disarm();
     woken_.store(false);
-    adapt(monotonic_now() - start);
+    slept(monotonic_now() - now, spinning);
   }
 
   /// Thread-safe.
@@ -75,20 +76,29 @@ class Waiter {
   // Longer than a hand-over between two running threads or a loopback round trip, shorter than what
   // a sleep and its wake-up cost.
   static constexpr Nanos kSpin = 30 * kMicrosecond;
-  // A sleep up to this long would have been worth polling through.
-  static constexpr Nanos kShortWait = 60 * kMicrosecond;
-  static constexpr int kMissesMax = 8;
+  // After a sleep up to this long, polling might have been better.
+  static constexpr Nanos kShortSleep = 60 * kMicrosecond;
+  // Polling in vain so often in a row ends it.
+  static constexpr int kMissesMax = 4;
+  // So many short sleeps until polling is tried again; doubled each time that it fails. Where the
+  // two ends share a core, polling keeps the peer from running and never pays, however short the
+  // sleeps.
+  static constexpr int kRetryMin = 16;
+  static constexpr int kRetryMax = 4096;
 
   static void pause();
   void sleep_until(Nanos deadline);
-  void adapt(Nanos waited);
+  void spin_paid();
+  void slept(Nanos asleep, bool had_spun);
 
   UniqueFd epoll_;
   UniqueFd wake_event_;
   std::atomic<bool> asleep_{false};
   std::atomic<bool> woken_{false};
   bool spin_ = false;
-  int misses_ = 0;  // Waits in a row that polled in vain.
+  int misses_ = 0;
+  int retry_in_ = kRetryMin;  // Short sleeps; counts while we do not spin.
+  int retry_after_ = kRetryMin;
   int fetched_ = 0;
   std::array<epoll_event, 64> events_{};
 };
