@@ -19,6 +19,11 @@ class DispatchLink {
   bool slot_free(uint32_t slot) const { return outstanding_[slot] == 0; }
   /// Takes the slot, which must be free, and returns the sequence number for the header (from 1 up).
   uint64_t post(uint32_t slot);
+  /// Whether an answer with this sequence is the one the slot waits for; changes nothing. An unknown slot
+  /// expects nothing.
+  bool expects(uint32_t slot, uint64_t sequence) const {
+    return slot < outstanding_.size() && sequence != 0 && outstanding_[slot] == sequence;
+  }
   enum class Answer : uint8_t { kAccepted, kStale };
   Answer on_answer(uint32_t slot, uint64_t sequence);
   /// The link failed: the slots whose dispatch is lost, ascending. Afterwards none is outstanding.
@@ -44,9 +49,11 @@ class AnswerLink {
     kDuplicate, ///< Known and not answered yet: nothing to do.
     kRepeat,    ///< The last one answered: post the same answer again.
     kStale,     ///< Older than what this slot has seen: nothing to do.
+    kViolation, ///< Newer, although the last one is not answered: the peer breaks LINK-2, close the link.
   };
+  /// `slot` must exist (validate_header() checks it).
   Dispatch on_dispatch(uint32_t slot, uint64_t sequence);
-  /// The answer of the slot's dispatch has been posted.
+  /// The answer (or refusal) of the slot's kCompute dispatch has been posted. Not called for a kRepeat.
   void on_answered(uint32_t slot);
 
  private:

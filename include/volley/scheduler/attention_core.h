@@ -28,12 +28,15 @@ struct AttentionCoreOptions {
 
 /// Where the answer to (row, j-th chosen expert) lies: entry `index` of the answer in a receive slot.
 struct AnswerRef {
+  /// As `index`: there is no answer, because the row's sequence ended in route(). Combine a row of zeros.
+  static constexpr uint32_t kNone = 0xffffffff;
   LinkId link;
   uint32_t slot = 0;
   uint32_t index = 0;
 };
 
-/// What the shell computes next. In this order: combine, if `combine_rows` is not empty; then `stage`.
+/// What the shell computes next. In this order: combine, if [combine_begin, combine_end) is not empty; then
+/// `stage`.
 struct Work {
   enum class Stage : uint8_t {
     kAttention,  ///< Embed first when layer == 0. Norm ... router of `layer`; then route(), pack and post.
@@ -42,18 +45,20 @@ struct Work {
   };
   uint32_t micro_batch = 0;
   Stage stage = Stage::kAttention;
-  uint32_t layer = 0;
+  uint32_t layer = 0;  ///< kHead: the last one.
   const StepPlan* plan = nullptr;
   /// Rows [begin, end) of the micro-batch whose answers are all in, to be added to the residual.
   uint32_t combine_begin = 0, combine_end = 0;
-  std::span<const AnswerRef> answers;  ///< [(combine_end - combine_begin) * top_k]
+  /// [(combine_end - combine_begin) * top_k], valid until the next next_work().
+  std::span<const AnswerRef> answers;
 };
 
 /// One message to build: header, entries, and the micro-batch rows to copy, in this order.
 struct OutgoingDispatch {
   LinkId link;
   uint32_t slot = 0;
-  protocol::MessageHeader header;            ///< Complete.
+  /// Complete but for `link`, the number agreed in the handshake, which only the Fabric knows.
+  protocol::MessageHeader header;
   std::span<const protocol::Entry> entries;
   std::span<const uint32_t> rows;            ///< Row of the micro-batch, per row of the message.
 };
@@ -78,37 +83,49 @@ class AttentionCore {
 
   BatchScheduler& scheduler();
 
-  /// A newer map. Steps under way keep the version they were started with.
+  /// A newer map; an older one or one of the same version is ignored. Steps under way keep the version they
+  /// were started with, unless a node refuses it as stale. A map of other dimensions than the model's is
+  /// not used, and ready() says so.
   void set_map(std::shared_ptr<const protocol::ExpertMap> map);
   /// A link to the expert node (name, incarnation) is usable. Incarnations that no map names are kept
   /// until a map does.
   void link_opened(LinkId link, const std::string& node, Incarnation incarnation);
-  /// The link is gone: what was outstanding on it is lost.
+  /// The link is gone: what was outstanding on it is lost, and so are answers on it that no Work has named
+  /// yet, since its receive slots are no longer to be read. Unknown links are ignored.
   void link_closed(LinkId link);
-  /// Serving is possible: the map is complete and every holder that is needed has a link.
+  /// Serving is possible: the map is complete and every expert has a holder with a link. No step starts
+  /// otherwise.
   /// Errors: kUnavailable naming what is missing.
   Status ready() const;
 
-  /// A message arrived. `slot` bytes were checked by validate_header; this checks the rest and may end the
-  /// link. Errors: kDataLoss: the shell closes the link and calls link_closed().
+  /// A message arrived. `header` was checked by validate_header; this checks that it answers what is
+  /// outstanding. Stale answers are dropped, with OK. A node's refusal aborts the step or sends the entries
+  /// again by a newer map. Errors: kDataLoss, naming node, field and values: the shell closes the link and
+  /// calls link_closed().
   Status on_message(LinkId link, uint32_t slot, const protocol::MessageHeader& header);
 
   /// Starts steps of idle micro-batches and picks the next thing to compute. False: nothing now.
+  /// The shell combines before it handles another event, then ends kAttention with route() and kHead with
+  /// finish_step(); kPack needs nothing but take_dispatches(), which has its messages.
   bool next_work(Work& work);
   /// The router's choice for the rows of the layer's step, ascending expert ids: [row_count * top_k].
-  /// An id of kInvalidExpert (numbers went bad) aborts the step's affected sequences with kInternal.
-  /// Makes the dispatches of the first fragment.
+  /// A row whose ids are kernels::kInvalidExpert (numbers went bad) ends its sequence with kInternal; it stays
+  /// in the step, and none of the sequence's rows is dispatched any more.
+  /// Makes the dispatches of the first fragment: one to every link whose node holds an expert of the layer,
+  /// with no rows where none is for it.
   void route(uint32_t micro_batch, std::span<const uint32_t> expert);
   /// Ends the step.
   void finish_step(uint32_t micro_batch, std::span<const BatchScheduler::Sampled> sampled);
 
-  /// Dispatches to build and post, made by route(), kPack work, or a lost link. Spans are valid until the
-  /// next call of take_dispatches().
+  /// Dispatches to build and post, made by route(), kPack work, a refusal or a lost link, in this order of
+  /// making. The shell asks after each of these. Spans are valid until the next call that is not const.
   std::span<const OutgoingDispatch> take_dispatches();
 
-  /// Deadlines and silent links. `last_heard(link)` per open link is given by the shell beforehand.
+  /// When something was last heard on an open link; the shell says so before tick().
   void heard(LinkId link, Nanos when);
-  /// Links to close because they are silent; the shell closes them and calls link_closed().
+  /// Ends what is past its deadline, and all sequences with kUnavailable when a lost link made the node
+  /// not ready. Returns the links that are silent (a link counts as heard at the first tick() after it
+  /// opened); the shell closes them and calls link_closed(). Valid until the next call that is not const.
   std::span<const LinkId> tick(Nanos now);
 
   /// Per micro-batch what it is doing, for status and for the flight recorder.

@@ -88,7 +88,7 @@ class BatchScheduler {
   /// The step could not be finished (an expert has no holder): its sequences end with `status`.
   void abort_step(uint32_t micro_batch, const Status& status);
 
-  /// Outputs since the last call, in order of creation.
+  /// Replaces `out` by the outputs since the last call, in order of creation.
   void take_outputs(std::vector<SequenceOutput>& out);
 
   /// Test hook and operator's knob: preempts a running sequence that is in no step, or as soon as its step

@@ -1,0 +1,102 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/cpu_kernels.h"
+#include "kernels/sample/sample.h"
+#include "volley/base/status.h"
+#include "volley/engine/cluster_update.h"
+#include "volley/model/weights.h"
+#include "volley/scheduler/sequence.h"
+#include "volley/transport/fabric.h"
+
+namespace volley::engine {
+
+struct AttentionEngineOptions {
+  std::string name;
+  Incarnation incarnation;
+  kernels::DType dtype = kernels::DType::kBf16;  ///< Activations, KV cache and wire.
+  uint32_t threads = 1;
+  uint32_t micro_batches = 2;           ///< m of the link geometry: the most that can be active.
+  bool adaptive_micro_batches = false;  ///< Choose the active number from measured times.
+  uint32_t tokens_per_step_max = 256;   ///< Per micro-batch.
+  uint32_t sequences_max = 256;
+  uint32_t waiting_max = 1024;
+  uint32_t sequence_tokens_max = 2048;
+  uint32_t kv_blocks = 0;               ///< 0: enough for sequences_max / 4 sequences of full length.
+  Nanos link_timeout = kSecond;
+};
+
+/// Receives a sequence's outputs. Called on the engine thread, in order, and must not block; the last call has
+/// `ended()`. After that call the engine never touches the sink again.
+class OutputSink {
+ public:
+  virtual ~OutputSink() = default;
+  virtual void on_output(const scheduler::SequenceOutput& output) = 0;
+};
+
+struct GenerationRequest {
+  std::vector<int32_t> tokens;
+  uint32_t max_new_tokens = 0;
+  std::vector<int32_t> stop_tokens;
+  kernels::SamplingParams sampling;
+  Nanos deadline = 0;  ///< Monotonic; 0: none.
+};
+
+struct AttentionStatus {
+  bool ready = false;
+  std::string reason;  ///< Why not ready.
+  uint32_t waiting = 0, running = 0, kv_blocks_free = 0, kv_blocks_total = 0;
+  uint32_t links = 0, active_micro_batches = 0;
+  uint64_t steps = 0, tokens_generated = 0, prefill_tokens = 0, preemptions = 0;
+  Nanos attention_time = 0, round_trip_time = 0;  ///< Measured T_a and T_e + 2 T_c per layer.
+  size_t weight_bytes = 0, kv_bytes = 0, link_bytes = 0;
+};
+
+/// An attention node: KV cache, attention, router, dispatch, combine, head and sampling.
+///
+/// Threads: run() is the body of the engine thread, which owns the core, the fabric and the kernels' pool.
+/// All other methods may be called from any thread; they cross to it through one bounded mailbox.
+class AttentionEngine {
+ public:
+  /// Allocates and touches everything the step path needs. Errors: kInvalidArgument (a limit that does not
+  /// fit: names and values), kResourceExhausted (memory).
+  static Result<std::unique_ptr<AttentionEngine>> create(const AttentionEngineOptions& options,
+                                                         const model::ModelSpec& spec,
+                                                         model::AttentionWeights weights,
+                                                         const kernels::CpuKernels& kernels,
+                                                         std::unique_ptr<transport::Fabric> fabric);
+  /// The geometry that the fabric of such an engine must be made with.
+  static protocol::LinkGeometry geometry(const AttentionEngineOptions& options,
+                                         const model::ModelSpec& spec, uint32_t rows_max);
+  ~AttentionEngine();
+
+  /// Queues a sequence. On OK the sink gets everything, its end included; it must live until then.
+  /// Errors: kResourceExhausted (queue full), kUnavailable (no complete expert map, stopping),
+  /// kInvalidArgument. May report the latter two through the sink when they are found on the engine thread.
+  Result<SequenceId> submit(GenerationRequest request, OutputSink* sink);
+  /// Ends the sequence with kCancelled; everything it holds is free within one step.
+  void cancel(SequenceId id);
+  /// Test hook: preempts a running sequence, which is computed again.
+  void preempt(SequenceId id);
+  /// The expert pool changed.
+  void update_cluster(ClusterUpdate update);
+  AttentionStatus status() const;
+
+  void run();
+  /// Refuses new sequences; run() returns when those it has are finished or at `deadline`, which ends the
+  /// rest with kUnavailable.
+  void stop(Nanos deadline);
+  transport::Fabric& fabric();
+
+ private:
+  struct Impl;
+  explicit AttentionEngine(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace volley::engine

@@ -1,0 +1,58 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/cpu_kernels.h"
+#include "volley/base/status.h"
+#include "volley/model/weights.h"
+#include "volley/transport/fabric.h"
+
+namespace volley::engine {
+
+struct ExpertEngineOptions {
+  std::string name;
+  Incarnation incarnation;
+  kernels::DType dtype = kernels::DType::kBf16;
+  uint32_t threads = 1;
+  uint32_t links_max = 8;
+  Nanos gather_window_max = 2 * kMillisecond;
+  Nanos link_timeout = kSecond;
+};
+
+struct ExpertStatus {
+  uint32_t links = 0;
+  uint64_t runs = 0, dispatches = 0, mergeable_runs = 0, merged_runs = 0, refusals = 0;
+  uint64_t rows = 0;             ///< (token, expert) pairs computed.
+  Nanos expert_time = 0;         ///< Measured T_e of one run.
+  size_t weight_bytes = 0, link_bytes = 0;
+};
+
+/// An expert node: gathers dispatches of one layer and answers each with a row per (token, expert).
+///
+/// Threads: as AttentionEngine.
+class ExpertEngine {
+ public:
+  static Result<std::unique_ptr<ExpertEngine>> create(const ExpertEngineOptions& options,
+                                                      const model::ModelSpec& spec,
+                                                      model::ExpertWeights weights,
+                                                      const kernels::CpuKernels& kernels,
+                                                      std::unique_ptr<transport::Fabric> fabric);
+  ~ExpertEngine();
+
+  ExpertStatus status() const;
+  void run();
+  /// run() returns once no link has work outstanding and all attention nodes have closed their links, or at
+  /// `deadline`.
+  void stop(Nanos deadline);
+  transport::Fabric& fabric();
+
+ private:
+  struct Impl;
+  explicit ExpertEngine(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace volley::engine
