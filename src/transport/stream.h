@@ -1,0 +1,98 @@
+#pragma once
+
+// A TCP link's bytes: frames back to back, each a message (header, used entries, used rows; no
+// padding) or a heartbeat of 64 bytes. The parser and the writer know no more than that of a
+// connection.
+
+#include <sys/uio.h>
+
+#include <array>
+#include <mutex>
+
+#include "inbox.h"
+#include "waiter.h"
+
+namespace volley::transport {
+
+inline constexpr uint32_t kHeartbeatMagic = 0x48594c56;  // "VLYH"
+
+struct Heartbeat {
+  uint32_t magic = kHeartbeatMagic;                // 0
+  uint16_t wire_version = protocol::kWireVersion;  // 4
+  uint16_t reserved0 = 0;                          // 6
+  uint64_t incarnation = 0;                        // 8   the sender's
+  uint64_t reserved[6] = {};                       // 16
+};
+static_assert(sizeof(Heartbeat) == sizeof(protocol::MessageHeader));
+
+/// Turns received bytes into messages in receive slots: it says where the next bytes belong, so
+/// that the kernel puts them there and nothing is copied afterwards. A header decides nothing
+/// before it has been checked by the inbox.
+class StreamParser {
+ public:
+  enum class Progress { kPartial, kHeartbeat, kMessage };
+
+  /// Messages go to `slots`, inbox.expected().layout.slot_bytes() apart. Both outlive the parser's
+  /// use.
+  void open(Inbox* inbox, std::byte* slots);
+  /// Where the next bytes go, in stream order; never 0 buffers, never an empty one, never beyond
+  /// the end of the frame being read.
+  size_t buffers(std::array<iovec, 2>& out);
+  /// The first `received` bytes of those buffers have been filled. After kMessage, slot() has it.
+  /// Errors: kDataLoss; the stream cannot be read any further.
+  Result<Progress> advance(size_t received);
+  uint32_t slot() const { return slot_; }
+
+ private:
+  Result<Progress> accept_header();
+
+  Inbox* inbox_ = nullptr;
+  std::byte* slots_ = nullptr;
+  alignas(8) std::array<std::byte, sizeof(protocol::MessageHeader)> header_{};
+  uint32_t slot_ = 0;
+  size_t header_left_ = 0;
+  std::array<iovec, 2> payload_{};  // What is missing of entries and rows.
+};
+
+/// Puts frames on a socket as it takes them, and asks for EPOLLOUT as long as it does not. When the
+/// connection breaks it shuts the socket down and drops all frames: the reading side then comes to
+/// the end of what was received, which is when the link has ended. Thread: pulse() may come from
+/// any thread, the rest belongs to the engine.
+class StreamWriter {
+ public:
+  /// The bytes stay unchanged until they have been sent.
+  struct Frame {
+    std::array<iovec, 2> parts{};
+  };
+
+  /// `fd` is registered in `waiter` under `tag` for EPOLLIN. `incarnation` is ours, for the
+  /// heartbeats.
+  void open(int fd, uint64_t incarnation, Waiter* waiter, uint64_t tag);
+  void close();
+  void post(const Frame& frame);
+  /// The socket is writable.
+  void flush();
+  /// Sends a heartbeat unless a frame is on its way, which says as much. Never waits for the
+  /// engine.
+  void pulse();
+
+ private:
+  // One frame a slot and one heartbeat.
+  static constexpr size_t kQueueMax = kSlotsMax + 1;
+
+  void send_queue();
+  void consume_queue(size_t bytes);
+  void want_writable(bool want);
+
+  std::mutex mutex_;
+  int fd_ = -1;  // -1 before open(), after close() and when the connection is broken.
+  Waiter* waiter_ = nullptr;
+  uint64_t tag_ = 0;
+  bool waiting_ = false;  // For EPOLLOUT.
+  Heartbeat heartbeat_;
+  std::array<Frame, kQueueMax> queue_{};  // A ring; parts shrink as they are sent.
+  size_t first_ = 0;
+  size_t count_ = 0;
+};
+
+}  // namespace volley::transport
