@@ -18,7 +18,7 @@ struct ClusterOptions {
   uint32_t attention_nodes = 2;
   uint32_t expert_nodes = 2;
   uint32_t replicas = 1;  ///< Nodes that hold each expert, at most expert_nodes.
-  ModelShape shape;
+  ModelShape shape = {};
   uint32_t rows_max = 4;  ///< Rows of one fragment.
   scheduler::SchedulerOptions scheduler{.micro_batches = 2,
                                         .tokens_per_step_max = 8,
@@ -27,7 +27,7 @@ struct ClusterOptions {
                                         .block_count = 32,
                                         .block_tokens = 4,
                                         .sequence_tokens_max = 32};
-  NetworkOptions network;  ///< `geometry` and `bug` are filled in.
+  NetworkOptions network = {};  ///< `geometry` and `bug` are filled in.
   double slow_kernel = 0;
   double bad_numbers = 0;
   bool refuse_stale_maps = false;  ///< Expert nodes refuse all but the newest map.

@@ -53,7 +53,7 @@ class Endpoint {
 };
 
 struct NetworkOptions {
-  protocol::LinkGeometry geometry;
+  protocol::LinkGeometry geometry = {};
   uint32_t links_max = 4;  ///< Per process.
   Nanos delay_min = 2 * kMicrosecond, delay_max = 20 * kMicrosecond;
   double straggler = 0;  ///< Share of messages that take up to 50 times longer.

@@ -9,6 +9,7 @@ namespace volley::sim {
 namespace {
 
 constexpr Nanos kFaultPhase = 40 * kMillisecond;
+constexpr Nanos kFreezeMax = 15 * kMillisecond;
 /// Timeouts, the controller and the retries take some 20 ms; sequences a few ms each.
 constexpr Nanos kRecoveryBound = 200 * kMillisecond;
 
@@ -140,12 +141,12 @@ class RandomRun {
       }
       case 6:
         if (cluster_.expert(e) != nullptr) {
-          cluster_.expert(e)->freeze(world_.between(100 * kMicrosecond, 15 * kMillisecond));
+          cluster_.expert(e)->freeze(world_.between(100 * kMicrosecond, kFreezeMax));
         }
         return;
       default:
         if (cluster_.attention(a) != nullptr) {
-          cluster_.attention(a)->freeze(world_.between(100 * kMicrosecond, 15 * kMillisecond));
+          cluster_.attention(a)->freeze(world_.between(100 * kMicrosecond, kFreezeMax));
         }
     }
   }
@@ -162,9 +163,9 @@ class RandomRun {
                      kRecoveryBound / kMillisecond, cluster_.describe());
       return;
     }
-    // Faults may still show once: what is under way when a silent link is closed ends with a
-    // status.
-    cluster_.run_for(2 * cluster_.options().link_timeout + 3 * kMillisecond);
+    // Faults may still show once: a process that was frozen last wakes up and finds its links closed,
+    // and what is under way on a silent link ends with a status.
+    cluster_.run_for(kFreezeMax + 2 * cluster_.options().link_timeout + 3 * kMillisecond);
     if (!cluster_.run_until([this] { return cluster_.ready(); }, kRecoveryBound)) {
       violations.add("LIVE-1", "not ready again after silent links were closed\n{}",
                      cluster_.describe());

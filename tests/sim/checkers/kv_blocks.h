@@ -28,8 +28,8 @@ class KvChecker {
     std::map<uint32_t, uint64_t> owner;
     for (const auto& [index, blocks] : steps_) {
       for (const auto& [block, sequence] : blocks) {
-        // An aborted step gives its blocks back at once. (Those of a cancelled sequence stay taken; were
-        // they not, P1 would see the rows that its step still writes.)
+        // An aborted step gives its blocks back at once. (Those of a cancelled sequence stay taken;
+        // were they not, P1 would see the rows that its step still writes.)
         if (sequences_.ended(sequence)) continue;
         const auto [place, fresh] = owner.emplace(block, sequence);
         if (fresh) continue;
