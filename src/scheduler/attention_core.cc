@@ -204,8 +204,7 @@ AttentionCore::Impl::Impl(AttentionCoreOptions given)
   ready_status = readiness();
 }
 
-// --- The map and the links
-// -----------------------------------------------------------------------------
+// --- The map and the links ---
 
 void AttentionCore::Impl::find_links(Routes& target) {
   const std::vector<ExpertMap::Node>& nodes = target.map->nodes;
@@ -285,8 +284,7 @@ const Pair* AttentionCore::Impl::first_without_holder(const Routes& use, uint32_
   return nullptr;
 }
 
-// --- Flights
-// -------------------------------------------------------------------------------------------
+// --- Flights ---
 
 Flight& AttentionCore::Impl::add_flight(MicroBatch& batch, Link* link, uint32_t slot) {
   if (batch.flight_count == batch.flights.size()) batch.flights.emplace_back();
@@ -455,8 +453,7 @@ void AttentionCore::Impl::note_answers(MicroBatch& batch) {
   VOLLEY_CHECK(entry_count + ended_rows * options.top_k == ref_count);
 }
 
-// --- Steps
-// ---------------------------------------------------------------------------------------------
+// --- Steps ---
 
 void AttentionCore::Impl::start_steps() {
   if (!ready_status.ok()) return;
@@ -539,8 +536,7 @@ void AttentionCore::Impl::end_step(uint32_t index) {
   drop_unused_routes();
 }
 
-// --- Messages
-// ------------------------------------------------------------------------------------------
+// --- Messages ---
 
 Status AttentionCore::Impl::check_answer(const Flight& flight, const MessageHeader& header) const {
   const auto mismatch = [&](const char* field, uint64_t value, uint64_t expected) {
@@ -587,8 +583,7 @@ void AttentionCore::Impl::on_refusal(uint32_t index, Flight& flight, Refusal ref
   if (batch.state == State::kDispatched) check_returned(index);
 }
 
-// --- The public face
-// -----------------------------------------------------------------------------------
+// --- The public face ---
 
 AttentionCore::AttentionCore(AttentionCoreOptions options)
     : impl_(std::make_unique<Impl>(std::move(options))) {}

@@ -47,12 +47,16 @@ struct StepPlan {
 ///
 /// Rules
 /// - A step of a micro-batch takes its decoding sequences first, then prefill chunks, oldest first, within
-///   the token budget. A sequence is in at most one step at a time.
+///   the token budget; when the oldest is not decoding, one row of the budget is kept for it. A sequence is
+///   in at most one step at a time.
+/// - Admission is by age, and with blocks for all known tokens: nobody overtakes one that waits for blocks.
 /// - Blocks run out: the youngest sequence that is in no step loses its blocks and waits, ahead of all
 ///   that never ran; its tokens are kept and computed again. An older sequence is never preempted for a
 ///   younger one, so the oldest always advances (SCHED-1). When all candidates are inside steps, the
-///   chunk is left out of this step.
-/// - Sequences are spread evenly over the active micro-batches, and may change theirs between steps.
+///   chunk is left out of this step; until it has its blocks no younger sequence takes any, and younger ones
+///   are preempted for it as their steps complete.
+/// - Sequences are spread evenly over the active micro-batches: one admits new sequences up to its share of
+///   all that may run, and plan() hands over surplus sequences that are in no step, youngest first.
 /// - Every accepted sequence ends with exactly one ended() output (SCHED-2).
 /// - A cancelled or expired sequence ends at once; its blocks are freed when its step, if it is in one,
 ///   completes (SCHED-3).
