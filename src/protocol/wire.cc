@@ -1,7 +1,5 @@
 #include "volley/protocol/wire.h"
 
-#include <cstring>
-
 namespace volley::protocol {
 namespace {
 
@@ -101,36 +99,36 @@ Status validate_header(const MessageHeader& header, const Expectation& expected)
   return check_sizes(header, expected);
 }
 
+Status validate_entries(std::span<const Entry> entries, uint32_t row_count, uint32_t experts) {
+  for (size_t i = 0; i < entries.size(); ++i) {
+    const Entry& entry = entries[i];
+    if (entry.row >= row_count) {
+      return data_loss("entry {} names row {}, allowed: below {}", i, entry.row, row_count);
+    }
+    if (entry.expert >= experts) {
+      return data_loss("entry {} names expert {}, allowed: below {}", i, entry.expert, experts);
+    }
+    if (i == 0) continue;
+    const Entry& previous = entries[i - 1];
+    const bool ascends = entry.expert > previous.expert ||
+                         (entry.expert == previous.expert && entry.row > previous.row);
+    if (!ascends) {
+      return data_loss("entry {} (expert {}, row {}) does not follow (expert {}, row {})", i,
+                       entry.expert, entry.row, previous.expert, previous.row);
+    }
+  }
+  return ok_status();
+}
+
 Status validate_message(std::span<const std::byte> slot, const Expectation& expected) {
   if (slot.size() < expected.layout.slot_bytes()) {
     return data_loss("the slot has {} bytes, its layout needs {}", slot.size(),
                      expected.layout.slot_bytes());
   }
-  // Copied once: in shared memory the sizes could change between the check and the use.
-  MessageHeader header;
-  std::memcpy(&header, slot.data(), sizeof header);
+  const MessageHeader& header = header_of(slot.data());
   VOLLEY_RETURN_IF_ERROR(validate_header(header, expected));
-  Entry previous;
-  for (uint32_t i = 0; i < header.entry_count; ++i) {
-    Entry entry;
-    std::memcpy(&entry, slot.data() + expected.layout.entries_offset() + i * sizeof entry,
-                sizeof entry);
-    if (entry.row >= header.row_count) {
-      return data_loss("entry {} names row {}, allowed: below {}", i, entry.row, header.row_count);
-    }
-    if (entry.expert >= expected.experts) {
-      return data_loss("entry {} names expert {}, allowed: below {}", i, entry.expert,
-                       expected.experts);
-    }
-    const bool ascends = entry.expert > previous.expert ||
-                         (entry.expert == previous.expert && entry.row > previous.row);
-    if (i > 0 && !ascends) {
-      return data_loss("entry {} (expert {}, row {}) does not follow (expert {}, row {})", i,
-                       entry.expert, entry.row, previous.expert, previous.row);
-    }
-    previous = entry;
-  }
-  return ok_status();
+  return validate_entries(entries_of(slot.data(), expected.layout, header.entry_count),
+                          header.row_count, expected.experts);
 }
 
 }  // namespace volley::protocol

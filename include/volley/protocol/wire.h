@@ -151,9 +151,12 @@ struct Expectation {
 /// Errors: kDataLoss naming the field, its value and what was allowed.
 Status validate_header(const MessageHeader& header, const Expectation& expected);
 
-/// Checks a whole dispatch: the header, and that every entry names a row and an expert that exist, sorted
-/// by (expert, row) without duplicates. `slot` has layout.slot_bytes() bytes.
+/// Checks that every entry names a row and an expert that exist, sorted by (expert, row) without duplicates.
 /// Errors: kDataLoss as above.
+Status validate_entries(std::span<const Entry> entries, uint32_t row_count, uint32_t experts);
+
+/// Checks header and entries of a message that nobody else can write to any more. `slot` has
+/// layout.slot_bytes() bytes. Errors: kDataLoss as above.
 Status validate_message(std::span<const std::byte> slot, const Expectation& expected);
 
 }  // namespace volley::protocol
