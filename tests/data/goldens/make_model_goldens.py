@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Makes the model goldens: tiny random Mixtral checkpoints and what transformers computes with them.
+"""Makes the model goldens: tiny random Mixtral checkpoints and what transformers makes of them.
 
-Regenerate (from the root of the repository, in a virtual environment with numpy, safetensors, torch and
-transformers; about five minutes on one core):
+Regenerate (from the root of the repository, in a virtual environment with numpy, safetensors, torch
+and transformers; about five minutes on one core):
 
     python3 tests/data/goldens/make_model_goldens.py                  # everything
     python3 tests/data/goldens/make_model_goldens.py --only sliding   # one case, or `bundled`
@@ -10,23 +10,25 @@ transformers; about five minutes on one core):
 Per case a folder tests/data/goldens/<case>/:
 
     config.json, *.safetensors   the checkpoint, tensor names as in published Mixtral checkpoints
-    goldens.safetensors          per prompt p: tokens.<p> i32 [n + 16] (prompt, then 16 greedy tokens),
-                                 logits.<p> f32 [n + 16, vocab] (row i is for the token after position i),
-                                 router_logits.<p>.<layer> f32 [n + 16, experts] (before the softmax)
+    goldens.safetensors          per prompt p of n tokens:
+        tokens.<p>                 i32 [n + 16]           the prompt, then 16 greedy tokens
+        logits.<p>                 f32 [n + 16, vocab]    row i is for the token after position i
+        router_logits.<p>.<layer>  f32 [n + 16, experts]  before the softmax
     goldens.json                 versions, prompt lengths, margins and the error of a run in bf16
 
 and bundled.json: greedy continuations by the bundled model, configs/models/licence-mixtral.
 
 All goldens are computed in f32 (weights cast up exactly), eager attention, no KV cache, one thread.
 
-Weights come from (seed, tensor name) alone. The embedding has sigma 1 and every projection keeps the
-variance of its input, so that attention, experts and routing all move the logits; with sigma 0.02
-throughout, routing collapses and a mistake inside a layer would hide.
+Weights come from (seed, tensor name) alone. The embedding has sigma 1 and every projection keeps
+the variance of its input, so that attention, experts and routing all move the logits; with sigma
+0.02 throughout, routing collapses and a mistake inside a layer would hide.
 
-Prompts are random but not blind: a token is drawn again while its position has a near tie, among the
-largest logits or between the last chosen and the first rejected expert. A near tie may fall
-either way under another order of summation, and says nothing about correctness. The positions of the
-greedy continuation cannot be chosen; goldens.json says how many of all positions have wide margins.
+Prompts are random but not blind: a token is drawn again while its position has a near tie, between
+the two largest logits or between the last chosen and the first rejected expert. A near tie may fall
+either way under another order of summation, and says nothing about correctness. The positions of
+the greedy continuation follow from the prompt, so the best of many prompts is taken; goldens.json
+says how many of all positions have wide margins.
 """
 import argparse
 import collections
@@ -50,8 +52,8 @@ PROMPT_LENGTHS = (1, 17, 48)
 NEW_TOKENS = 16
 SPECIAL_IDS = 3  # <unk>, <s>, </s>: never drawn for a prompt
 EOS_ID = 2
-# A margin is wide when it exceeds this share of the spread (standard deviation) of its kind: about ten
-# times the root mean square error of a run in bf16 throughout (see "bf16_error" in goldens.json).
+# A margin is wide when it exceeds this share of the spread (standard deviation) of its kind: about
+# ten times the root mean square error of a run in bf16 throughout ("bf16_error" in goldens.json).
 WIDE_LOGIT_MARGIN = 0.15
 WIDE_ROUTER_MARGIN = 0.08
 PROMPT_TRIES = 12
@@ -60,8 +62,8 @@ FAVOURED_STEP = 37
 BUNDLED_NEW_TOKENS = 64
 BUNDLED_PROMPTS = (
     "Everyone is permitted to copy",
-    "You should have received a copy of",
     "The precise terms and conditions for copying,",
+    "The purpose of this License is to make a manual,",
 )
 
 
@@ -85,8 +87,8 @@ class Case:
     tied: bool = False
     shards: int = 1
     sliding_window: int | None = None
-    # How config.json is written: "classic" (before transformers 5: torch_dtype, rope_theta; head_dim
-    # left out where it is hidden / heads) or "new" (dtype, rope_parameters).
+    # How config.json is written: "classic" (before transformers 5: torch_dtype, rope_theta; no
+    # head_dim where it is hidden / heads) or "new" (dtype, rope_parameters).
     config_style: str = "classic"
 
 
@@ -102,7 +104,8 @@ CASES = (
     ),
     Case(
         "sharded", "three files with an index, configuration as transformers 5 writes it",
-        64, 6, 3, 16, 4, 2, 48, 200, torch.bfloat16, seed=6, shards=3, rope_theta=5e5, config_style="new",
+        64, 6, 3, 16, 4, 2, 48, 200, torch.bfloat16, seed=6, shards=3, rope_theta=5e5,
+        config_style="new",
     ),
     Case(
         "sliding", "f32 weights, top-1 of eight experts, window of 8 tokens",
@@ -196,7 +199,7 @@ def make_weights(case):
             normal(at + "w3.weight", (ffn, hidden), unit)
     normal("model.norm.weight", (hidden,), 0.1, 1.0)
     if not case.tied:
-        # A purely random head has near ties everywhere: let it lean towards the token FAVOURED_STEP on.
+        # A purely random head has near ties everywhere: let it lean to the token FAVOURED_STEP on.
         normal("lm_head.weight", (case.vocab, hidden), 1.0)
         favoured = weights["model.embed_tokens.weight"].float().roll(FAVOURED_STEP, dims=0)
         head = 1.5 * unit * (weights["lm_head.weight"].float() + 1.2 * favoured)
@@ -276,7 +279,7 @@ def greedy(model, tokens, count):
 
 
 def draw_prefix(case, model, length, spread, generator):
-    """`length` random tokens, each drawn again (24 times at most) while its position is a near tie."""
+    """`length` random tokens; each is the first of 24 draws whose position is no near tie."""
     prefix = torch.empty((1, 0), dtype=torch.long)
     ids = torch.arange(SPECIAL_IDS, case.vocab)
     while prefix.shape[1] < length:
@@ -307,7 +310,7 @@ def find_sequence(case, model, length, spread, generator):
         if count.max() > best_count:
             best, best_count = rows[int(count.argmax())][None], int(count.max())
     if best is None:
-        raise SystemExit(f"{case.name}: no usable continuation of {length} tokens: try another seed")
+        raise SystemExit(f"{case.name}: no usable continuation of {length} tokens: another seed?")
     return best
 
 
@@ -412,7 +415,7 @@ def make_case(case):
         },
     )
     size_kib = sum(f.stat().st_size for f in folder.iterdir()) / 1024
-    print(f"{case.name}: {size_kib:.0f} KiB, wide margins at {wide_count}/{position_count} positions")
+    print(f"{case.name}: {size_kib:.0f} KiB, wide margins at {wide_count}/{position_count}")
 
 
 # ----------------------------------------------------------------------------------- bundled model
