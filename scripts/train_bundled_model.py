@@ -9,7 +9,8 @@ and README.md. Overfitting is the purpose: greedy decoding must go on with the l
 Every text used must itself permit verbatim copies; the script looks for that sentence and stops
 where it is missing.
 
-Run (CPU only, one thread, about half an hour on an idle core; needs torch, transformers, tokenizers, safetensors):
+Run (CPU only, one thread, about half an hour on an idle core; needs torch, transformers, tokenizers
+and safetensors):
 
     nice python3 scripts/train_bundled_model.py --out configs/models/licence-mixtral
     python3 tests/data/goldens/make_model_goldens.py --only bundled
@@ -313,8 +314,8 @@ quickstart and the tests serve real text without a download, and is good for not
 - **Use.** Prompts that begin a sentence of these texts, with the text's own line breaks.
   Half a sentence that several texts share may go on as a mixture of them. Training saw windows of
   {args.window} tokens: longer texts may drift.
-- **Routing.** The balance loss of transformers sums over all layers, so that the experts of a single
-  layer are not loaded evenly. Use random weights (`weights: dummy`) to measure anything.
+- **Routing.** The balance loss of transformers sums over all layers, so that the experts of a
+  single layer are not loaded evenly. Use random weights (`weights: dummy`) to measure anything.
 """
 
 
