@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -113,10 +114,9 @@ TEST(StreamParser, PutsEveryFrameInItsSlotHoweverItIsCut) {
       const size_t entry_bytes = header.entry_count * sizeof(protocol::Entry);
       const std::byte* at = receiver.slot(slot);
       EXPECT_EQ(std::memcmp(at, &header, sizeof header), 0);
-      EXPECT_EQ(std::memcmp(at + kLayout.entries_offset(), payload.data(), entry_bytes), 0);
-      EXPECT_EQ(std::memcmp(at + kLayout.rows_offset(), payload.data() + entry_bytes,
-                            payload.size() - entry_bytes),
-                0);
+      const auto rows = payload.begin() + static_cast<ptrdiff_t>(entry_bytes);
+      EXPECT_TRUE(std::equal(payload.begin(), rows, at + kLayout.entries_offset()));
+      EXPECT_TRUE(std::equal(rows, payload.end(), at + kLayout.rows_offset()));
       receiver.inbox.grant(slot);
     });
     EXPECT_TRUE(status.ok()) << status;

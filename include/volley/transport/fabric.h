@@ -83,7 +83,9 @@ class Fabric {
   virtual const std::string& address() const = 0;
 
   /// Starts a link to the node that listens at `address`. It ends in kOpened, or in kClosed within
-  /// connect_timeout. Errors: kInvalidArgument (malformed address), kResourceExhausted (links_max).
+  /// connect_timeout. On tcp the address is numeric or "localhost" (127.0.0.1), because a name
+  /// service could block. Errors: kInvalidArgument (malformed address), kResourceExhausted
+  /// (links_max).
   virtual Result<LinkId> connect(const std::string& address, const LinkKey& key) = 0;
   /// Ends a link and revokes its memory: when close() returns, nothing that the peer still writes
   /// can reach memory that a later link uses. No event follows. Unknown links are ignored.
