@@ -113,7 +113,7 @@ Status AttentionRole::start(const config::ClusterConfig& config, OnFailure on_fa
   pulse_ = std::make_unique<transport::PulseThread>(engine_->fabric(), link_timeout / 4);
   engine_thread_ = std::jthread([engine = engine_.get()] { engine->run(); });
   auto client = control::ControllerClient::start(
-      {.address = config.controller.listen, .security = {}, .registration = std::move(registration)},
+      {.address = config.controller.listen, .registration = std::move(registration)},
       {.health = [this] { return health(); },
        .on_view = [this](const v1::ClusterView& view) { on_view(view); },
        .on_refused = std::move(on_failure),

@@ -109,7 +109,7 @@ Status ExpertRole::start(const config::ClusterConfig& config, OnFailure on_failu
   VOLLEY_ASSIGN_OR_RETURN(
       client_,
       control::ControllerClient::start(
-          {.address = config.controller.listen, .security = {}, .registration = std::move(registration)},
+          {.address = config.controller.listen, .registration = std::move(registration)},
           {.health = [this] { return health(); },
            .on_view = [](const v1::ClusterView&) {},  // Attention nodes come to an expert node.
            .on_refused = std::move(on_failure),

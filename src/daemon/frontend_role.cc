@@ -132,7 +132,6 @@ Status FrontendRole::start(const config::ClusterConfig& config, OnFailure on_fai
   VOLLEY_ASSIGN_OR_RETURN(client_,
                           control::ControllerClient::start(
                               {.address = config.controller.listen,
-                               .security = {},
                                .registration = std::move(registration)},
                               {.health =
                                    [this] {

@@ -199,7 +199,7 @@ struct ExpertEngine::Impl {
                                                              .slots = std::vector<Waiting>(slots)})
                          .first->second;
         for (Waiting& waiting : link.slots) waiting.entries.reserve(geometry.dispatch.entries_max);
-        gather.on_link_opened(event.link);
+        gather.on_link_opened(event.link, geometry.micro_batches);
         continue;
       }
       const auto it = links.find(event.link);

@@ -31,7 +31,7 @@ void ExpertLinks::update(const std::vector<ExpertPeer>& experts, Nanos now,
     it = nodes_.erase(it);
   }
   for (const ExpertPeer& peer : experts) {
-    nodes_.try_emplace(peer.name, Node{.peer = peer, .link = {}, .retry_at = now});
+    nodes_.try_emplace(peer.name, Node{.peer = peer, .retry_at = now});
   }
   retry(now);
 }

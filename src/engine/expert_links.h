@@ -42,7 +42,7 @@ class ExpertLinks {
   struct Node {
     ExpertPeer peer;
     State state = State::kWaiting;
-    LinkId link;
+    LinkId link{};
     Nanos retry_at = 0;
     Nanos backoff = 0;
   };

@@ -35,7 +35,7 @@ struct HarnessOptions {
   std::string isa = "auto";
   Nanos link_timeout = 5 * kSecond;
   /// Wraps every node's fabric, for example with the fault decorator.
-  std::function<std::unique_ptr<transport::Fabric>(std::unique_ptr<transport::Fabric>)> decorate;
+  std::function<std::unique_ptr<transport::Fabric>(std::unique_ptr<transport::Fabric>)> decorate{};
 };
 
 /// What came out of one sequence.

@@ -13,7 +13,7 @@ namespace volley::control {
 
 struct ControllerClientOptions {
   std::string address;
-  SecurityConfig security;
+  SecurityConfig security{};
   v1::NodeRegistration registration;
   /// The first view must come within this time, else the attempt counts as failed.
   Nanos join_timeout = 5 * kSecond;

@@ -15,7 +15,7 @@ namespace volley::frontend {
 
 struct FrontendServerOptions {
   std::vector<std::string> listen;  ///< "127.0.0.1:7000"; port 0 picks one.
-  control::SecurityConfig security;
+  control::SecurityConfig security{};
   bool reflection = true;
 };
 

@@ -22,7 +22,7 @@ struct FrontendOptions {
   Nanos default_deadline = 600 * kSecond;
   /// Chunks of one stream that wait for a slow client before the attention node is read no further.
   uint32_t chunks_waiting_max = 16;
-  control::SecurityConfig security;  ///< Of the channels to the attention nodes.
+  control::SecurityConfig security{};  ///< Of the channels to the attention nodes.
 };
 
 struct FrontendStats {
