@@ -8,6 +8,7 @@
 #include <map>
 
 #include "engine/cluster_harness.h"
+#include "volley/base/clock.h"
 #include "volley/transport/fault_fabric.h"
 
 namespace volley::engine {
@@ -148,6 +149,11 @@ TEST(P1, PreemptionAndRecomputationGiveTheSameBits) {
     ASSERT_TRUE(stream.wait());
     EXPECT_EQ(stream.tokens, expected()[i].tokens);
     EXPECT_EQ(stream.digests, expected()[i].digests);
+  }
+  // The status is published every few milliseconds.
+  const Nanos deadline = monotonic_now() + 5 * kSecond;
+  while (cluster.attention(0).status().preemptions == 0 && monotonic_now() < deadline) {
+    std::this_thread::yield();
   }
   EXPECT_GT(cluster.attention(0).status().preemptions, 0u);
 }
