@@ -104,7 +104,11 @@ Status FrontendRole::start(const config::ClusterConfig& config, OnFailure on_fai
                           .experts_per_token = moe.top_k,
                           .eos_token_ids = spec.eos_tokens,
                           .checkpoint_digest = setup.checkpoint.digest},
-      frontend::GenerationDefaults{}, std::shared_ptr<const model::Tokenizer>(std::move(tokenizer)));
+      frontend::GenerationDefaults{.temperature = spec.sampling.temperature,
+                                   .top_k = spec.sampling.top_k,
+                                   .top_p = spec.sampling.top_p,
+                                   .min_p = spec.sampling.min_p},
+      std::shared_ptr<const model::Tokenizer>(std::move(tokenizer)));
 
   VOLLEY_ASSIGN_OR_RETURN(const uint32_t term, control::take_next_term(config.controller.state_dir));
   controller_ = std::make_unique<control::ControllerService>(

@@ -12,6 +12,9 @@ using nlohmann::json;
 
 constexpr JsonLimits kConfigLimits{4u << 20, 16, 100'000};
 constexpr size_t kEosTokensMax = 64;
+constexpr double kTemperatureMax = 100;
+constexpr double kTopPMin = 1e-6;
+constexpr uint32_t kVocabMax = 1u << 24;
 
 Result<const Architecture*> choose_architecture(const json& config, const std::string& origin) {
   const auto names = config.find("architectures");
@@ -61,6 +64,23 @@ Status read_special_tokens(const ConfigReader& config, ModelSpec& spec) {
   return ok_status();
 }
 
+/// `do_sample: false` is greedy whatever the other fields say, as in transformers.
+Status read_sampling(const ConfigReader& config, SamplingDefaults& sampling) {
+  const auto number = [&](const std::string& field, double min, double max, float& value) {
+    if (config.find(field) == nullptr) return ok_status();
+    VOLLEY_ASSIGN_OR_RETURN(const double read, config.number(field, min, max));
+    value = static_cast<float>(read);
+    return ok_status();
+  };
+  VOLLEY_RETURN_IF_ERROR(number("temperature", 0, kTemperatureMax, sampling.temperature));
+  VOLLEY_RETURN_IF_ERROR(number("top_p", kTopPMin, 1, sampling.top_p));
+  VOLLEY_RETURN_IF_ERROR(number("min_p", 0, 1, sampling.min_p));
+  VOLLEY_ASSIGN_OR_RETURN(sampling.top_k, config.integer_or("top_k", {0, kVocabMax}, 0));
+  VOLLEY_ASSIGN_OR_RETURN(const bool sample, config.boolean_or("do_sample", true));
+  if (!sample) sampling.temperature = 0;
+  return ok_status();
+}
+
 /// "…/config.json" names its neighbour; any other origin is named with a word added.
 std::string generation_origin(const std::string& origin) {
   static const std::string kConfig = "config.json";
@@ -87,7 +107,9 @@ Result<ModelSpec> parse_model_config(const std::string& config_json,
   const std::string place = generation_origin(origin);
   VOLLEY_ASSIGN_OR_RETURN(const json generation,
                           parse_json_object(generation_config_json, kConfigLimits, place));
-  VOLLEY_RETURN_IF_ERROR(read_special_tokens(ConfigReader(generation, place), spec));
+  const ConfigReader reader(generation, place);
+  VOLLEY_RETURN_IF_ERROR(read_special_tokens(reader, spec));
+  VOLLEY_RETURN_IF_ERROR(read_sampling(reader, spec.sampling));
   return spec;
 }
 

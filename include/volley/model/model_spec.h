@@ -35,6 +35,14 @@ struct TensorNames {
   std::string expert_gate, expert_up, expert_down;
 };
 
+/// How tokens are drawn when a request does not say.
+struct SamplingDefaults {
+  float temperature = 1.0f;  ///< 0: greedy.
+  uint32_t top_k = 0;        ///< 0: off.
+  float top_p = 1.0f;        ///< 1: off.
+  float min_p = 0.0f;        ///< 0: off.
+};
+
 /// A model as data. One file per architecture fills it from config.json (src/model/arch/).
 struct ModelSpec {
   std::string architecture;  ///< "MixtralForCausalLM"
@@ -48,6 +56,7 @@ struct ModelSpec {
   TensorNames names;
   std::vector<int32_t> eos_tokens;   ///< From generation_config.json, else config.json.
   int32_t bos_token = -1;            ///< -1: none.
+  SamplingDefaults sampling;         ///< From generation_config.json.
 
   uint32_t layer_count() const { return static_cast<uint32_t>(layers.size()); }
 };

@@ -134,6 +134,31 @@ TEST(ModelConfig, TheGenerationConfigOverridesTheSpecialTokens) {
   EXPECT_THAT(message_of(bad.status()), HasSubstr("32000"));
 }
 
+TEST(ModelConfig, TheGenerationConfigSetsTheSamplingDefaults) {
+  const Result<ModelSpec> absent = parse(mixtral_config(), R"({})");
+  ASSERT_TRUE(absent.ok()) << absent.status();
+  EXPECT_EQ(absent->sampling.temperature, 1.0f);
+  EXPECT_EQ(absent->sampling.top_k, 0u);
+  EXPECT_EQ(absent->sampling.top_p, 1.0f);
+
+  const Result<ModelSpec> set =
+      parse(mixtral_config(), R"({"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.05})");
+  ASSERT_TRUE(set.ok()) << set.status();
+  EXPECT_EQ(set->sampling.temperature, 0.6f);
+  EXPECT_EQ(set->sampling.top_k, 20u);
+  EXPECT_EQ(set->sampling.top_p, 0.95f);
+  EXPECT_EQ(set->sampling.min_p, 0.05f);
+
+  const Result<ModelSpec> greedy =
+      parse(mixtral_config(), R"({"temperature": 0.6, "do_sample": false})");
+  ASSERT_TRUE(greedy.ok()) << greedy.status();
+  EXPECT_EQ(greedy->sampling.temperature, 0.0f);
+
+  const Result<ModelSpec> bad = parse(mixtral_config(), R"({"top_p": 1.5})");
+  ASSERT_FALSE(bad.ok());
+  EXPECT_THAT(message_of(bad.status()), HasSubstr("/models/m/generation_config.json: top_p"));
+}
+
 TEST(ModelConfig, AnUnknownArchitectureIsToldTheSupportedOnes) {
   const Result<ModelSpec> spec = parse(with({{"architectures", {"MambaForCausalLM"}}}));
   EXPECT_EQ(spec.status().code(), StatusCode::kFailedPrecondition);
