@@ -2,39 +2,43 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <tuple>
 
 #include "volley/base/check.h"
 
 // How the numbers were found: tests/sim/gather_model.cc with 2 to 4 attention nodes, m in 1..4, 4
-// to 32 layers, 1 to 3 expert nodes, T_e / T_a from 0.2 to 4, jitter 8 %, random phases, 4 seeds.
-// As it stands, the worst merged share of the balanced cases is 0.96, the worst throughput relative
-// to W = 0 is 0.96 (two nodes with m = 1, which interleave by chance as well as one node with m =
-// 2). Tried and rejected, one at a time:
-//   oldest first instead of lagging first           merged 0.00, throughput 0.62
-//   no hold at layer 0                              merged 0.00 with m = 1
-//   W = 1 saving / 2 savings / 4 savings            merged 0.76 / 0.93 / 0.99; 4: throughput 0.94
-//   when unequal a run takes all dispatches of its layer         merged 0.76: two of one node and
-//   one of its peer, then
-//                                                   the peer's other one alone, forever
-//   2 / 3 mean deviations of margin                 merged 0.78 / 0.88
-//   hold for links of any pace                      throughput 0.82 with one node three times
-//   slower hold for irregular links                        throughput 0.94 with bursts wait at any
-//   load                                throughput 0.93 with T_e = T_a / 5 and unequal nodes run
-//   another layer while the lagging one waits   nodes lock at a distance: merged 0.00 for some
-//   seeds
+// to 32 layers, 1 to 3 expert nodes, jitter 8 %, random phases. As it stands, the worst share of
+// merged runs is 0.96 for equal nodes with T_e = T_a. The worst throughput relative to W = 0 is
+// 0.98 there, and 0.96 over all cases: two nodes with m = 1, which interleave by chance as well as
+// one node with m = 2 does, and a third of the dispatches empty, which cannot be predicted.
+//
+// Tried and rejected, one at a time (worst of 4 seeds; while W was 2 savings):
+// - the oldest dispatch first instead of the lagging layer: merged 0.00, throughput 0.62;
+// - no hold at layer 0: merged 0.00 with m = 1;
+// - W of 1, 2 and 4 savings: merged 0.76, 0.93, 0.99; 4 costs unequal nodes 6 % of throughput;
+// - all dispatches of a layer in one run: merged 0.76, as two of one node go with one of its peer
+//   and the peer's other one is left alone, forever;
+// - margins of 2 and 3 mean deviations: merged 0.78 and 0.88;
+// - holding for links of any pace: throughput 0.82 with one node three times slower;
+// - holding for irregular links: throughput 0.94 with bursts;
+// - waiting at any load: throughput 0.93 with T_e = T_a / 5 and unequal nodes;
+// - running another layer while the lagging one waits: nodes lock at a distance, merged 0.00.
 
 namespace volley::scheduler {
 
 namespace {
 
-constexpr Nanos kWindowSavings = 3;  ///< W, in savings of one merge.
-constexpr Nanos kMarginDeviations =
-    5;                               ///< A dispatch is late by at most this many mean deviations...
-constexpr Nanos kMarginSavings = 2;  ///< ...and by at most this many savings.
-constexpr Nanos kPaceShare =
-    8;  ///< Links whose pace differs by less than an eighth hold for each other.
-constexpr double kLoadMin = 0.5;  ///< Below this load nothing queues, and a wait buys nothing.
-constexpr Nanos kMeanWeight = 8;  ///< Weight 1/8 for a new sample, as TCP estimates its round trip.
+/// W, in savings of one merge.
+constexpr Nanos kWindowSavings = 3;
+/// A dispatch is late by at most so many mean deviations of its turnaround, and so many savings.
+constexpr Nanos kMarginDeviations = 5;
+constexpr Nanos kMarginSavings = 2;
+/// Links whose pace differs by at most 1/8 hold for each other.
+constexpr Nanos kPaceShare = 8;
+/// Below this share of busy time, if nothing merged, nothing queues and a wait buys nothing.
+constexpr double kLoadMin = 0.5;
+/// A new sample weighs 1/8, as in TCP's estimate of the round trip.
+constexpr Nanos kMeanWeight = 8;
 
 /// A running mean and mean absolute deviation.
 struct Estimate {
@@ -79,6 +83,10 @@ class RunCost {
   double n_ = 0, x_ = 0, y_ = 0, xx_ = 0, xy_ = 0;
   double slope_ = 0;
 };
+
+bool older(const PendingDispatch& a, const PendingDispatch& b) {
+  return std::tie(a.arrived, a.link, a.slot) < std::tie(b.arrived, b.link, b.slot);
+}
 
 }  // namespace
 
@@ -427,16 +435,14 @@ void GatherPolicy::Impl::select(uint32_t layer, uint32_t per_link, bool empty) {
       }
     }
     if (run.size() - begin > per_link) {
-      std::stable_sort(run.begin() + static_cast<std::ptrdiff_t>(begin), run.end(),
-                       [](const auto& a, const auto& b) { return a.arrived < b.arrived; });
+      std::sort(run.begin() + static_cast<std::ptrdiff_t>(begin), run.end(), older);
       run.resize(begin + per_link);
     }
   }
   uint64_t entries = 0;
   for (const PendingDispatch& dispatch : run) entries += dispatch.entry_count;
   if (entries > options.rows_max) {
-    std::stable_sort(run.begin(), run.end(),
-                     [](const auto& a, const auto& b) { return a.arrived < b.arrived; });
+    std::sort(run.begin(), run.end(), older);
     size_t taken = 0;
     uint64_t sum = 0;
     while (taken < run.size() && (taken == 0 || sum + run[taken].entry_count <= options.rows_max)) {

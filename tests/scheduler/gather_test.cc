@@ -236,7 +236,7 @@ TEST(GatherModel, NoDispatchWaitsLongerThanAStep) {
 
 // GATHER-1 under arbitrary events: links come and go, runs are long, slots repeat and skip layers.
 TEST(Gather, EveryDispatchRunsOnce) {
-  for (uint64_t seed = 0; seed < 300; ++seed) {
+  for (uint64_t seed = 0; seed < 1'000; ++seed) {
     SCOPED_TRACE("reproduce with seed=" + std::to_string(seed));
     SplitMix64 random(seed);
     GatherPolicy policy({.layers = 5, .rows_max = 20});

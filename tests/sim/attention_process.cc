@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <tuple>
 #include <utility>
 
 #include "volley/base/check.h"
@@ -241,8 +242,9 @@ void AttentionProcess::combine_rows(const Work& work) {
     const auto refs = work.answers.subspan(size_t{row - work.combine_begin} * top_k, top_k);
     std::vector<AnswerRef> order(refs.begin(), refs.end());
     if (options_.bug == Bug::kCombineByArrival) {
-      std::stable_sort(order.begin(), order.end(),
-                       [](const AnswerRef& a, const AnswerRef& b) { return a.link < b.link; });
+      std::sort(order.begin(), order.end(), [](const AnswerRef& a, const AnswerRef& b) {
+        return std::tie(a.link, a.slot, a.index) < std::tie(b.link, b.slot, b.index);
+      });
     }
     for (const AnswerRef& ref : order) {
       if (ref.index == AnswerRef::kNone) continue;

@@ -27,9 +27,12 @@ void expect_clean(uint64_t seed) {
 }
 
 TEST(ClusterSim, SafetyUnderFaultsThenLiveness) {
+  // Dropping what was queued behind a lost dispatch, by hand in link_closed(), shows first in seed
+  // 206.
+  constexpr uint64_t kSeeds = 500;
   RunResult total;
   std::set<uint64_t> hashes;
-  for (uint64_t seed = 1; seed <= 200; ++seed) {
+  for (uint64_t seed = 1; seed <= kSeeds; ++seed) {
     const RunResult result = run(seed);
     ASSERT_EQ(result.violations, "") << "reproduce with cluster_sim --seed " << seed << "\n"
                                      << result.options;
@@ -40,7 +43,7 @@ TEST(ClusterSim, SafetyUnderFaultsThenLiveness) {
     total.lost += result.lost;
     total.landed_after_failure += result.landed_after_failure;
   }
-  EXPECT_EQ(hashes.size(), 200u);
+  EXPECT_EQ(hashes.size(), kSeeds);
   // The runs are worth something: work is done, and the faults do hit it.
   EXPECT_GT(total.dispatches, 50'000u);
   EXPECT_GT(total.finished, 1'000u);

