@@ -55,11 +55,11 @@ class TestController {
     service_.stop(kSecond);
     if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now());
   }
-  static ControllerOptions options() {
+  static ControllerOptions options(Nanos interval) {
     ControllerOptions result;
     result.layers = 1;
     result.experts = 2;
-    result.report_interval = kInterval;
+    result.report_interval = interval;
     result.checkpoint_digest = kTestCheckpoint;
     return result;
   }
@@ -180,14 +180,16 @@ TEST(ControllerEndToEnd, VersionsOfDeliveredViewsNeverGoBack) {
 }
 
 TEST(ControllerEndToEnd, ARestartedControllerGetsItsMembersBackAndTheyKeepTheirView) {
-  auto controller = std::make_unique<TestController>(1);
+  // A lease of 1.5 s leaves the nodes time to connect again.
+  constexpr Nanos kLongInterval = 500 * kMillisecond;
+  auto controller = std::make_unique<TestController>(1, 0, nullptr, kLongInterval);
   const int port = controller->port();
   TestNode e0(controller->address(), expert("e0", 1, {0, 1}));
   TestNode a0(controller->address(), attention("a0", 2));
   ASSERT_TRUE(eventually([&] { return a0.members() == 2 && a0.view()->serving(); }));
   controller.reset();
   const size_t views_before = a0.views().size();
-  controller = std::make_unique<TestController>(2, port);
+  controller = std::make_unique<TestController>(2, port, nullptr, kLongInterval);
   ASSERT_TRUE(eventually([&] { return a0.view()->term() == 2 && e0.view()->term() == 2; }));
   // No view of the new term that lacked one of the two was delivered.
   const auto views = a0.views();
