@@ -1,6 +1,6 @@
 // Goal: nodes join, stay and leave over real sockets: in any start order, over restarts of the
 // controller, with refusals in words, lost streams at once and silent ones at the end of their
-// lease. Method: a ControllerService on 127.0.0.1, port 0, with report intervals of 50 ms;
+// lease. Method: a ControllerService on 127.0.0.1, port 0, with report intervals of 100 ms;
 // ControllerClients, and bare stubs where a node must misbehave. Waits end when the condition
 // holds, and fail after seconds.
 
@@ -27,7 +27,7 @@ namespace volley::control {
 namespace {
 
 using ::testing::HasSubstr;
-constexpr Nanos kInterval = 50 * kMillisecond;
+constexpr Nanos kInterval = 100 * kMillisecond;
 
 bool eventually(const std::function<bool()>& condition, Nanos timeout = 10 * kSecond) {
   const Nanos deadline = monotonic_now() + timeout;
@@ -42,8 +42,8 @@ bool eventually(const std::function<bool()>& condition, Nanos timeout = 10 * kSe
 class TestController {
  public:
   explicit TestController(uint32_t term, int port = 0,
-                          ControllerService::ViewListener listener = {})
-      : service_(options(), term, std::move(listener)) {
+                          ControllerService::ViewListener listener = {}, Nanos interval = kInterval)
+      : service_(options(interval), term, std::move(listener)) {
     grpc::ServerBuilder builder;
     apply_server_defaults(builder);
     const std::string address = "127.0.0.1:" + std::to_string(port);

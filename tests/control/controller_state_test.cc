@@ -300,7 +300,7 @@ class RandomRun {
   std::map<SessionId, Nanos> sessions_;
   std::map<std::string, uint64_t> last_;
   std::set<std::pair<std::string, uint64_t>> replaced_;
-  protocol::MapVersion version_;
+  protocol::MapVersion version_ = state_.version();
   std::string content_;
 };
 

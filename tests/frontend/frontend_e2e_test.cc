@@ -152,7 +152,9 @@ TEST_F(FrontendTest, StreamsTextThatNeverSplitsACharacter) {
   EXPECT_EQ(result.ids.back(), kTestEos);
   for (const auto& chunk : result.chunks) {
     // Every chunk starts with the first byte of a character, or is empty.
-    if (!chunk.text().empty()) EXPECT_NE(static_cast<uint8_t>(chunk.text()[0]) & 0xc0, 0x80);
+    if (!chunk.text().empty()) {
+      EXPECT_NE(static_cast<uint8_t>(chunk.text()[0]) & 0xc0, 0x80);
+    }
     EXPECT_EQ(chunk.logits_digests_size(), chunk.token_ids_size());
     EXPECT_EQ(chunk.logprobs_size(), 0);
   }
