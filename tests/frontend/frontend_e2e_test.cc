@@ -48,10 +48,12 @@ struct StreamResult {
 
 class FrontendTest : public ::testing::Test {
  protected:
-  void start(FrontendOptions options = {}) {
+  void start(FrontendOptions options = {}, bool reflection = true) {
+    server_.reset();
     inference_ = std::make_unique<InferenceService>(options, test_model(), GenerationDefaults{},
                                                     std::shared_ptr(test_tokenizer()));
-    FrontendServerOptions server{.listen = {"127.0.0.1:0"}, .security = {}};
+    FrontendServerOptions server{
+        .listen = {"127.0.0.1:0"}, .security = {}, .reflection = reflection};
     auto started = FrontendServer::start(server, *inference_, {});
     ASSERT_TRUE(started.ok()) << started.status();
     server_ = *std::move(started);
@@ -102,11 +104,9 @@ class FrontendTest : public ::testing::Test {
     return result;
   }
 
-  // grpc.health.v1 by hand: field 1 is the service in the request and the state in the answer.
-  int health(const std::string& service) {
-    std::string request;
-    if (!service.empty())
-      request = std::string("\x0a") + static_cast<char>(service.size()) + service;
+  // Calls a method whose messages this project does not have.
+  std::pair<grpc::Status, std::string> raw_call(const std::string& method,
+                                                const std::string& request) {
     grpc::GenericStub generic(channel_);
     grpc::ClientContext context;
     set_deadline(context);
@@ -116,18 +116,28 @@ class FrontendTest : public ::testing::Test {
     std::mutex mutex;
     std::condition_variable changed;
     std::optional<grpc::Status> status;
-    generic.UnaryCall(&context, "/grpc.health.v1.Health/Check", {}, &sent, &received,
-                      [&](const grpc::Status& result) {
-                        const std::lock_guard lock(mutex);
-                        status = result;
-                        changed.notify_one();
-                      });
+    generic.UnaryCall(&context, method, {}, &sent, &received, [&](const grpc::Status& result) {
+      const std::lock_guard lock(mutex);
+      status = result;
+      changed.notify_one();
+    });
     std::unique_lock lock(mutex);
     changed.wait(lock, [&] { return status.has_value(); });
-    if (!status->ok()) return -static_cast<int>(status->error_code());
     grpc::Slice answer;
-    EXPECT_TRUE(received.DumpToSingleSlice(&answer).ok());
-    return answer.size() == 2 ? answer.begin()[1] : 0;
+    if (status->ok()) {
+      EXPECT_TRUE(received.DumpToSingleSlice(&answer).ok());
+    }
+    return {*status, std::string(answer.begin(), answer.end())};
+  }
+
+  // grpc.health.v1: field 1 is the service in the request and the state in the answer.
+  int health(const std::string& service) {
+    std::string request;
+    if (!service.empty())
+      request = std::string("\x0a") + static_cast<char>(service.size()) + service;
+    const auto [status, answer] = raw_call("/grpc.health.v1.Health/Check", request);
+    if (!status.ok()) return -static_cast<int>(status.error_code());
+    return answer.size() == 2 ? answer[1] : 0;
   }
 
   std::unique_ptr<InferenceService> inference_;
@@ -513,6 +523,18 @@ TEST_F(FrontendTest, HealthFollowsWhetherARequestCouldBeServed) {
   set_nodes({});
   for (const char* service : {"", "volley.v1.Inference"}) EXPECT_EQ(health(service), kNotServing);
   EXPECT_EQ(health("unknown"), -static_cast<int>(grpc::StatusCode::NOT_FOUND));
+}
+
+TEST_F(FrontendTest, ReflectionCanBeTurnedOff) {
+  // Field 7 of the request asks for the list of services.
+  const std::string method = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
+  start();
+  const auto [status, answer] = raw_call(method, std::string("\x3a\x01*"));
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_THAT(answer, HasSubstr("volley.v1.Inference"));
+  server_->stop();
+  start({}, false);
+  EXPECT_EQ(raw_call(method, "").first.error_code(), grpc::StatusCode::UNIMPLEMENTED);
 }
 
 TEST_F(FrontendTest, DrainFinishesWhatRunsRefusesWhatComesAndCutsWhatHangs) {
