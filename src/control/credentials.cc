@@ -1,6 +1,8 @@
 #include "volley/control/credentials.h"
 
 #include <arpa/inet.h>
+#include <grpcpp/impl/server_builder_option.h>
+#include <grpcpp/impl/server_builder_plugin.h>
 
 #include <charconv>
 
@@ -15,6 +17,16 @@ constexpr int kPingIntervalMinMs = 1'000;
 constexpr int kReconnectMinMs = 100;
 constexpr int kReconnectMaxMs = 1'000;
 constexpr int kConnectTimeoutMs = 2'000;
+
+// A library that is linked can put plugins into every server of the process, as gRPC's reflection
+// does. Servers get what they ask for instead.
+class NoPlugins final : public grpc::ServerBuilderOption {
+ public:
+  void UpdateArguments(grpc::ChannelArguments*) override {}
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
+    plugins->clear();
+  }
+};
 
 struct HostPort {
   std::string host;
@@ -79,6 +91,9 @@ Result<std::shared_ptr<grpc::ChannelCredentials>> make_channel_credentials(
 }
 
 void apply_server_defaults(grpc::ServerBuilder& builder) {
+  builder.SetOption(std::make_unique<NoPlugins>());
+  // Windows that grow with the bandwidth would let megabytes pile up for a peer that does not read.
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, 0);
   builder.SetMaxReceiveMessageSize(kMessageBytesMax);
   builder.SetMaxSendMessageSize(kMessageBytesMax);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
@@ -98,6 +113,7 @@ Result<std::shared_ptr<grpc::Channel>> make_channel(const SecurityConfig& securi
   arguments.SetMaxSendMessageSize(kMessageBytesMax);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveTimeMs);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);

@@ -14,7 +14,8 @@ namespace {
 constexpr Nanos kCancelTimeout = 2 * kSecond;
 constexpr std::chrono::milliseconds kShutdownGrace(500);
 
-// Reflection for one server; gRPC's own function would turn it on for all servers of the process.
+// Reflection for one server, after apply_server_defaults() has taken away what linking it gives to
+// all.
 class ReflectionOption final : public grpc::ServerBuilderOption {
  public:
   void UpdateArguments(grpc::ChannelArguments*) override {}

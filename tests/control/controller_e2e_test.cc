@@ -1,6 +1,6 @@
 // Goal: nodes join, stay and leave over real sockets: in any start order, over restarts of the
 // controller, with refusals in words, lost streams at once and silent ones at the end of their
-// lease. Method: a ControllerService on 127.0.0.1, port 0, with report intervals of 50 ms;
+// lease. Method: a ControllerService on 127.0.0.1, port 0, with report intervals of 100 ms;
 // ControllerClients, and bare stubs where a node must misbehave. Waits end when the condition
 // holds, and fail after seconds.
 
@@ -27,7 +27,7 @@ namespace volley::control {
 namespace {
 
 using ::testing::HasSubstr;
-constexpr Nanos kInterval = 50 * kMillisecond;
+constexpr Nanos kInterval = 100 * kMillisecond;
 
 bool eventually(const std::function<bool()>& condition, Nanos timeout = 10 * kSecond) {
   const Nanos deadline = monotonic_now() + timeout;
@@ -42,8 +42,8 @@ bool eventually(const std::function<bool()>& condition, Nanos timeout = 10 * kSe
 class TestController {
  public:
   explicit TestController(uint32_t term, int port = 0,
-                          ControllerService::ViewListener listener = {})
-      : service_(options(), term, std::move(listener)) {
+                          ControllerService::ViewListener listener = {}, Nanos interval = kInterval)
+      : service_(options(interval), term, std::move(listener)) {
     grpc::ServerBuilder builder;
     apply_server_defaults(builder);
     const std::string address = "127.0.0.1:" + std::to_string(port);
@@ -55,11 +55,11 @@ class TestController {
     service_.stop(kSecond);
     if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now());
   }
-  static ControllerOptions options() {
+  static ControllerOptions options(Nanos interval) {
     ControllerOptions result;
     result.layers = 1;
     result.experts = 2;
-    result.report_interval = kInterval;
+    result.report_interval = interval;
     result.checkpoint_digest = kTestCheckpoint;
     return result;
   }
@@ -180,14 +180,16 @@ TEST(ControllerEndToEnd, VersionsOfDeliveredViewsNeverGoBack) {
 }
 
 TEST(ControllerEndToEnd, ARestartedControllerGetsItsMembersBackAndTheyKeepTheirView) {
-  auto controller = std::make_unique<TestController>(1);
+  // A lease of 1.5 s leaves the nodes time to connect again.
+  constexpr Nanos kLongInterval = 500 * kMillisecond;
+  auto controller = std::make_unique<TestController>(1, 0, nullptr, kLongInterval);
   const int port = controller->port();
   TestNode e0(controller->address(), expert("e0", 1, {0, 1}));
   TestNode a0(controller->address(), attention("a0", 2));
   ASSERT_TRUE(eventually([&] { return a0.members() == 2 && a0.view()->serving(); }));
   controller.reset();
   const size_t views_before = a0.views().size();
-  controller = std::make_unique<TestController>(2, port);
+  controller = std::make_unique<TestController>(2, port, nullptr, kLongInterval);
   ASSERT_TRUE(eventually([&] { return a0.view()->term() == 2 && e0.view()->term() == 2; }));
   // No view of the new term that lacked one of the two was delivered.
   const auto views = a0.views();

@@ -223,7 +223,7 @@ class RandomRun {
 
  private:
   void join(ControllerState::Actions& actions) {
-    const std::string name = "e" + std::to_string(random_.below(4));
+    const std::string name = fmt::format("e{}", random_.below(4));
     const uint64_t incarnation = 1 + random_.below(40);
     std::vector<uint32_t> held;
     for (uint32_t e = 0; e < kExperts; ++e) {
@@ -300,7 +300,7 @@ class RandomRun {
   std::map<SessionId, Nanos> sessions_;
   std::map<std::string, uint64_t> last_;
   std::set<std::pair<std::string, uint64_t>> replaced_;
-  protocol::MapVersion version_;
+  protocol::MapVersion version_ = state_.version();
   std::string content_;
 };
 

@@ -18,7 +18,9 @@ struct ControllerClientOptions {
   /// The first view must come within this time, else the attempt counts as failed.
   Nanos join_timeout = 5 * kSecond;
   Nanos backoff_min = 100 * kMillisecond;
-  Nanos backoff_max = 2 * kSecond;
+  /// With the channel's own reconnect time this stays below a lease of the default report interval, so that
+  /// after a restart of the controller all nodes are back before its view is settled.
+  Nanos backoff_max = kSecond;
   /// How long a name that a live incarnation holds is asked for again: a node that was restarted
   /// waits for the lease of its former life.
   Nanos name_conflict_timeout = 15 * kSecond;

@@ -35,8 +35,9 @@ Result<std::shared_ptr<grpc::ServerCredentials>> make_server_credentials(
 Result<std::shared_ptr<grpc::ChannelCredentials>> make_channel_credentials(
     const SecurityConfig& security);
 
-/// Message limits and keepalive of every server. A port belongs to one process: a second one that
-/// listens on it fails instead of getting a share of the connections.
+/// Message limits, fixed flow-control windows and keepalive of every server, and no plugins but
+/// those that are added after this call. A port belongs to one process: a second one that listens
+/// on it fails instead of getting a share of the connections.
 void apply_server_defaults(grpc::ServerBuilder& builder);
 
 /// A channel with the message limits, keepalive and reconnect times of the cluster. It connects
