@@ -243,6 +243,7 @@ std::optional<int> Cluster::stop() {
 std::optional<v1::GetStatusResponse> Cluster::status() const {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + seconds(1));
+  context.set_wait_for_ready(true);  // Only a call that waits makes gRPC connect without delay.
   v1::GetStatusResponse response;
   if (!operator_->GetStatus(&context, {}, &response).ok()) return std::nullopt;
   return response;
