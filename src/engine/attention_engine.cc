@@ -123,6 +123,7 @@ struct AttentionEngine::Impl {
   bool stopping = false;
   Nanos stop_deadline = 0;
   Nanos status_due = 0;
+  bool unpublished = false;  // Something has happened since the status was published.
 
   // Crossing threads.
   Mailbox<Command> commands;
@@ -328,10 +329,11 @@ struct AttentionEngine::Impl {
         {.attention = attention_time, .expert = 0, .transfer = round_trip_time / 2}, options.micro_batches));
   }
 
-  void publish_status() {
+  void publish_status(bool idle) {
     const Nanos now = monotonic_now();
-    if (now < status_due) return;
+    if (now < status_due && !(idle && unpublished)) return;
     status_due = now + kStatusInterval;
+    unpublished = false;
     adapt_micro_batches();
     const scheduler::BatchScheduler::Stats stats = core.scheduler().stats();
     const Status ready = stopping ? unavailable("{} is shutting down", options.name) : core.ready();
@@ -368,7 +370,8 @@ struct AttentionEngine::Impl {
         worked = true;
       }
       deliver_outputs();
-      publish_status();
+      unpublished = unpublished || worked;
+      publish_status(!worked);
       if (worked) continue;  // Look at the peers between any two computations, but do not sleep.
       if (stopping && core.scheduler().idle()) break;
       Nanos wake_at = monotonic_now() + std::min(kIdleWait, options.link_timeout / 4);
