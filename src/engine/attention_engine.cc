@@ -184,6 +184,7 @@ struct AttentionEngine::Impl {
 
   void handle_commands() {
     commands.take_all(batch);
+    unpublished = unpublished || !batch.empty();
     for (Command& command : batch) {
       std::visit([this](auto& alternative) { handle(alternative); }, command);
     }
@@ -199,6 +200,7 @@ struct AttentionEngine::Impl {
   void handle_events() {
     std::array<transport::FabricEvent, kEventsPerPoll> events;
     const size_t count = fabric->poll(events);
+    unpublished = unpublished || count > 0;
     for (size_t i = 0; i < count; ++i) {
       const transport::FabricEvent& event = events[i];
       switch (event.kind) {
