@@ -12,6 +12,7 @@
 
 #include "attention_step.h"
 #include "expert_links.h"
+#include "progress.h"
 #include "volley/base/check.h"
 #include "volley/base/clock.h"
 #include "volley/base/digest.h"
@@ -126,6 +127,7 @@ struct AttentionEngine::Impl {
   bool unpublished = false;  // Something has happened since the status was published.
 
   // Crossing threads.
+  Progress progress;
   Mailbox<Command> commands;
   std::atomic<uint64_t> next_sequence{1};
   std::atomic<uint32_t> accepted{0};  // Submitted and not ended: bounds the mailbox and the queue.
@@ -356,11 +358,12 @@ struct AttentionEngine::Impl {
                  .round_trip_time = round_trip_time,
                  .weight_bytes = step->weight_bytes(),
                  .kv_bytes = step->kv_bytes(),
-                 .link_bytes = geometry.region_bytes()};
+                 .link_bytes = geometry.region_bytes() * links.open_count()};
   }
 
   void run() {
     while (true) {
+      progress.turn(monotonic_now());
       handle_commands();
       handle_events();
       tick();
@@ -481,6 +484,8 @@ void AttentionEngine::stop(Nanos deadline) {
   impl_->post_command(StopCommand{deadline});
 }
 
-transport::Fabric& AttentionEngine::fabric() { return *impl_->fabric; }
+void AttentionEngine::pulse() {
+  if (!impl_->progress.stalled(monotonic_now())) impl_->fabric->pulse();
+}
 
 }  // namespace volley::engine

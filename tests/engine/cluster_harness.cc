@@ -136,7 +136,7 @@ ClusterHarness::ClusterHarness(const HarnessOptions& options, const model::Check
   }
   const auto start = [&](auto& node) {
     auto* engine = node.engine.get();
-    node.pulse = std::make_unique<transport::PulseThread>(engine->fabric(), options.link_timeout / 4);
+    node.pulse = std::make_unique<transport::PulseThread>([engine] { engine->pulse(); }, options.link_timeout / 4);
     node.thread = std::jthread([engine] { engine->run(); });
   };
   for (auto& node : experts_) start(node);
