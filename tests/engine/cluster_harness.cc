@@ -71,7 +71,8 @@ bool Stream::wait() {
 
 ClusterHarness::ClusterHarness(const HarnessOptions& options, const model::Checkpoint& checkpoint) {
   const model::ModelSpec& spec = checkpoint.spec;
-  const kernels::CpuKernels& kernels = *must(kernels::select_cpu_kernels(options.isa));
+  const kernels::CpuKernels& kernels =
+      options.kernels != nullptr ? *options.kernels : *must(kernels::select_cpu_kernels(options.isa));
   const protocol::LinkGeometry geometry =
       AttentionEngine::geometry(spec, options.micro_batches, options.slot_rows, options.dtype);
   const AttentionEngineOptions base{.name = {},
