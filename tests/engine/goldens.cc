@@ -39,8 +39,10 @@ double range_of(const Table& table) {
 std::vector<uint32_t> choose(std::span<const float> values, size_t top_k) {
   std::vector<uint32_t> order(values.size());
   std::iota(order.begin(), order.end(), 0u);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](uint32_t a, uint32_t b) { return values[a] > values[b]; });
+  // Ties to the lower index, as the router does.
+  std::sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) {
+    return values[a] != values[b] ? values[a] > values[b] : a < b;
+  });
   order.resize(top_k);
   std::sort(order.begin(), order.end());
   return order;
