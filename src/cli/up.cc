@@ -29,18 +29,23 @@ struct UpOptions {
 // How much longer than the children's own drain the parent waits before it kills them.
 constexpr Nanos kKillGrace = 5 * kSecond;
 constexpr int kReadyPollMs = 100;
+constexpr std::chrono::milliseconds kStatusTimeout(250);  // A signal or a dead child waits for as long.
 
 /// Every node of the file has joined and requests can be served.
 bool all_ready(const config::ClusterConfig& config, v1::Operator::Stub& stub,
                v1::GetStatusResponse& response) {
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(1));
+  context.set_deadline(std::chrono::system_clock::now() + kStatusTimeout);
+  // A connection is made only while somebody polls, and in this process that is a call that waits. One that
+  // fails at once because the frontend is not up yet would leave it to gRPC's timer of five seconds.
+  context.set_wait_for_ready(true);
   response.Clear();
   if (!stub.GetStatus(&context, {}, &response).ok() || !response.view().serving()) return false;
   const auto ready = std::ranges::count_if(response.view().members(), [](const v1::ClusterMember& member) {
-    return member.health().ready() && member.registration().role() != v1::ROLE_FRONTEND;
+    return member.health().ready();
   });
-  return static_cast<size_t>(ready) == config.attention.nodes.size() + config.expert.nodes.size();
+  const size_t nodes = 1 + config.attention.nodes.size() + config.expert.nodes.size();
+  return static_cast<size_t>(ready) == nodes;
 }
 
 class Supervisor {
