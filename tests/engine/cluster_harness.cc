@@ -96,7 +96,9 @@ ClusterHarness::ClusterHarness(const HarnessOptions& options, const model::Check
     const std::string name = "expert-" + std::to_string(i);
     const Incarnation incarnation{random_u64()};
     auto fabric = fabric_for(options, {name, incarnation}, geometry, spec.layer_count(), true);
-    const std::vector<uint32_t> held = protocol::default_experts(experts, i, options.expert_nodes);
+    const std::vector<uint32_t> held = options.replicated
+                                           ? protocol::default_experts(experts, 0, 1)
+                                           : protocol::default_experts(experts, i, options.expert_nodes);
     std::vector<model::ExpertWeights::Key> keys;
     for (uint32_t layer = 0; layer < spec.layer_count(); ++layer) {
       for (const uint32_t expert : held) keys.push_back({.layer = layer, .expert = expert});
@@ -151,7 +153,8 @@ ClusterHarness::ClusterHarness(const HarnessOptions& options, const model::Check
 void ClusterHarness::wait_ready() {
   const Nanos deadline = monotonic_now() + 10 * kSecond;
   for (auto& node : attention_) {
-    while (!node.engine->status().ready) {
+    // Ready means that every expert has a linked holder; these tests want all links.
+    while (!node.engine->status().ready || node.engine->status().links < experts_.size()) {
       VOLLEY_CHECK(monotonic_now() < deadline);
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
