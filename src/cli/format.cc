@@ -48,7 +48,8 @@ std::string format_cluster(const v1::GetStatusResponse& status) {
     const bool expert = node.role() == v1::ROLE_EXPERT;
     rows.push_back(
         {node.name(), role_name(node.role()), health.ready() ? "ready" : health.reason(),
-         attention ? node.grpc_address() : expert ? node.fabric() : "-", std::to_string(health.links()),
+         expert ? node.fabric() : node.grpc_address(),
+         attention || expert ? std::to_string(health.links()) : "-",
          attention ? std::to_string(health.running()) : "-",
          attention ? std::to_string(health.waiting()) : "-",
          attention ? fmt::format("{}/{}", health.kv_blocks_free(), health.kv_blocks_total()) : "-",

@@ -14,6 +14,7 @@ namespace {
 constexpr uint32_t kMicroBatchesMax = 16;
 constexpr uint32_t kMicroBatchesAuto = 4;  // The paper's N_m: more makes the experts' GEMMs too thin.
 constexpr uint32_t kThreadsMax = 1024;
+constexpr uint32_t kRowsMax = 65'535;  // Even in fragments of one row a step fits the header's 16-bit count.
 constexpr size_t kNameMax = 63;  // Fits the handshake of every fabric.
 constexpr size_t kFileBytesMax = size_t{1} << 20;
 
@@ -35,13 +36,22 @@ void read_name(YamlMap& map, const std::string& key, std::string& name, std::set
   }
 }
 
-void read_address(YamlMap& map, const std::string& key, std::string& address) {
+/// `port_min` 0 lets the system pick a port; 1 is for addresses that others read from this file.
+void read_address(YamlMap& map, const std::string& key, std::string& address, uint64_t port_min = 0) {
   map.text(key, address);
   const size_t colon = address.rfind(':');
   uint64_t port = 0;
   if (colon == std::string::npos || colon == 0 ||
-      !parse_decimal(address.substr(colon + 1), 65535, port)) {
-    map.fail(key, fmt::format("'{}' is not HOST:PORT with a port in [0, 65535]", address));
+      !parse_decimal(address.substr(colon + 1), 65535, port) || port < port_min) {
+    map.fail(key, fmt::format("'{}' is not HOST:PORT with a port in [{}, 65535]", address, port_min));
+  }
+}
+
+/// An address that the node announces to its peers: it must name one host.
+void read_data_address(YamlMap& map, const std::string& key, std::string& address) {
+  read_address(map, key, address);
+  if (address.starts_with("0.0.0.0:") || address.starts_with("[::]:")) {
+    map.fail(key, fmt::format("'{}' names no host that peers could connect to", address));
   }
 }
 
@@ -68,7 +78,7 @@ void read_transport(YamlMap& map, TransportConfig& transport) {
   } else {
     map.integer("micro_batches", transport.micro_batches, 1, kMicroBatchesMax);
   }
-  map.integer("slot_rows", transport.slot_rows, 1, 65536);
+  map.integer("slot_rows", transport.slot_rows, 1, kRowsMax);
   map.integer("links_max", transport.links_max, 1, 4096);
   map.integer("link_timeout_ms", transport.link_timeout_ms, 10, 600'000);
   map.integer("gather_window_us", transport.gather_window_us, 0, 1'000'000);
@@ -96,7 +106,7 @@ Result<ClusterConfig> parse_cluster_config(const std::string& text, const std::s
   root.map("model", [&](YamlMap& map) { read_model(map, config.model, origin); });
   root.map("transport", [&](YamlMap& map) { read_transport(map, config.transport); });
   root.map("controller", [&](YamlMap& map) {
-    read_address(map, "listen", config.controller.listen);
+    read_address(map, "listen", config.controller.listen, 1);
     map.text("state_dir", config.controller.state_dir);
     map.integer("report_interval_ms", config.controller.report_interval_ms, 10, 60'000);
   });
@@ -108,10 +118,10 @@ Result<ClusterConfig> parse_cluster_config(const std::string& text, const std::s
     map.boolean("reflection", config.frontend.reflection);
   });
   root.map("attention", [&](YamlMap& map) {
-    map.integer("tokens_per_step", config.attention.tokens_per_step, 1, 65'536);
+    map.integer("tokens_per_step", config.attention.tokens_per_step, 1, kRowsMax);
     map.integer("sequences_max", config.attention.sequences_max, 1, 65'536);
-    map.integer("waiting_max", config.attention.waiting_max, 0, 1'000'000);
-    map.integer("sequence_tokens", config.attention.sequence_tokens, 1, 16'777'216);
+    map.integer("waiting_max", config.attention.waiting_max, 1, 1'000'000);
+    map.integer("sequence_tokens", config.attention.sequence_tokens, 2, 16'777'216);
     map.integer("kv_blocks", config.attention.kv_blocks, 1, 1u << 30);
     map.required("nodes");
     map.list("nodes", [&](YamlMap& entry, uint32_t) {
@@ -119,7 +129,6 @@ Result<ClusterConfig> parse_cluster_config(const std::string& text, const std::s
       entry.required("name");
       read_name(entry, "name", node.name, names);
       read_address(entry, "listen", node.listen);
-      read_address(entry, "data_listen", node.data_listen);
       entry.integer("threads", node.threads, 1, kThreadsMax);
       config.attention.nodes.push_back(std::move(node));
     });
@@ -131,7 +140,7 @@ Result<ClusterConfig> parse_cluster_config(const std::string& text, const std::s
       ExpertNodeConfig node;
       entry.required("name");
       read_name(entry, "name", node.name, names);
-      read_address(entry, "data_listen", node.data_listen);
+      read_data_address(entry, "data_listen", node.data_listen);
       entry.integer("threads", node.threads, 1, kThreadsMax);
       entry.integers("experts", node.experts, 1023);
       if (entry.has("experts") && node.experts.empty()) entry.fail("experts", "needs at least one expert");
@@ -143,6 +152,10 @@ Result<ClusterConfig> parse_cluster_config(const std::string& text, const std::s
   root.integer("stop_timeout_ms", config.stop_timeout_ms, 0, 3'600'000);
   root.finish();
   if (!status.ok()) return status;
+  if (config.transport.links_max < config.attention.nodes.size()) {
+    return invalid_argument("{}: transport.links_max: {} links are too few for {} attention nodes", origin,
+                            config.transport.links_max, config.attention.nodes.size());
+  }
   if (config.transport.slot_rows == 0) config.transport.slot_rows = config.attention.tokens_per_step;
   return config;
 }

@@ -46,7 +46,10 @@ Status differs(const std::string& node, const char* what, const std::string& min
 }  // namespace
 
 ControllerState::ControllerState(ControllerOptions options, uint32_t term, Nanos now)
-    : options_(std::move(options)), term_(term), started_(now) {
+    : options_(std::move(options)),
+      term_(term),
+      started_(now),
+      number_(options_.first_number) {
   VOLLEY_CHECK(options_.report_interval > 0);
 }
 

@@ -110,7 +110,7 @@ Status AttentionRole::start(const config::ClusterConfig& config, OnFailure on_fa
   spdlog::info("{}: weights loaded in {} ms; {} kernels; sequences at {}", name_,
                (monotonic_now() - load_start) / kMillisecond, setup.kernels->name, address);
 
-  pulse_ = std::make_unique<transport::PulseThread>(engine_->fabric(), link_timeout / 4);
+  pulse_ = std::make_unique<transport::PulseThread>([this] { engine_->pulse(); }, link_timeout / 4);
   engine_thread_ = std::jthread([engine = engine_.get()] { engine->run(); });
   auto client = control::ControllerClient::start(
       {.address = config.controller.listen, .registration = std::move(registration)},
@@ -131,8 +131,6 @@ Status AttentionRole::start(const config::ClusterConfig& config, OnFailure on_fa
 }
 
 void AttentionRole::on_view(const v1::ClusterView& view) {
-  // A controller that has just started does not know all members yet; the last view stays in force.
-  if (!view.settled() && engine_->status().links > 0) return;
   auto map = control::expert_map_of(view, layers_, experts_);
   if (!map.ok()) {
     spdlog::error("{}: view {}.{} has no sound expert map: {}", name_, view.term(), view.number(),

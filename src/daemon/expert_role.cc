@@ -105,7 +105,7 @@ Status ExpertRole::start(const config::ClusterConfig& config, OnFailure on_failu
                experts.size(), spec.layer_count(), (monotonic_now() - load_start) / kMillisecond,
                setup.kernels->name, config.transport.fabric, registration.fabric_address());
 
-  pulse_ = std::make_unique<transport::PulseThread>(engine_->fabric(), link_timeout / 4);
+  pulse_ = std::make_unique<transport::PulseThread>([this] { engine_->pulse(); }, link_timeout / 4);
   VOLLEY_ASSIGN_OR_RETURN(
       client_,
       control::ControllerClient::start(

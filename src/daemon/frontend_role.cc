@@ -22,6 +22,12 @@ namespace {
 // Controller streams and the last calls get this long once the requests have ended.
 constexpr Nanos kCloseTimeout = kSecond;
 
+uint32_t microseconds_within_second() {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return static_cast<uint32_t>(
+      std::chrono::duration_cast<std::chrono::microseconds>(now).count() % 1'000'000);
+}
+
 /// The public API and, on a port of its own, the controller.
 class FrontendRole final : public Role {
  public:
@@ -116,6 +122,7 @@ Status FrontendRole::start(const config::ClusterConfig& config, OnFailure on_fai
           .layers = spec.layer_count(),
           .experts = moe.experts,
           .report_interval = Nanos{config.controller.report_interval_ms} * kMillisecond,
+          .first_number = microseconds_within_second(),
           .checkpoint_digest = setup.checkpoint.digest,
           .numerics_fingerprint = {},
           .fabric = config.transport.fabric,

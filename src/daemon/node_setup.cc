@@ -51,7 +51,9 @@ Result<std::unique_ptr<transport::Fabric>> make_node_fabric(const config::Cluste
   return transport::make_fabric(config.transport.fabric,
                                 {.self = self,
                                  .geometry = setup.geometry,
-                                 .links_max = config.transport.links_max,
+                                 .links_max = listen.empty()
+                                                  ? static_cast<uint32_t>(config.expert.nodes.size())
+                                                  : config.transport.links_max,
                                  .layers = setup.checkpoint.spec.layer_count(),
                                  .dtype = static_cast<uint8_t>(setup.dtype),
                                  .key = key,

@@ -12,6 +12,7 @@
 
 #include "attention_step.h"
 #include "expert_links.h"
+#include "progress.h"
 #include "volley/base/check.h"
 #include "volley/base/clock.h"
 #include "volley/base/digest.h"
@@ -123,8 +124,10 @@ struct AttentionEngine::Impl {
   bool stopping = false;
   Nanos stop_deadline = 0;
   Nanos status_due = 0;
+  bool unpublished = false;  // Something has happened since the status was published.
 
   // Crossing threads.
+  Progress progress;
   Mailbox<Command> commands;
   std::atomic<uint64_t> next_sequence{1};
   std::atomic<uint32_t> accepted{0};  // Submitted and not ended: bounds the mailbox and the queue.
@@ -183,6 +186,7 @@ struct AttentionEngine::Impl {
 
   void handle_commands() {
     commands.take_all(batch);
+    unpublished = unpublished || !batch.empty();
     for (Command& command : batch) {
       std::visit([this](auto& alternative) { handle(alternative); }, command);
     }
@@ -198,6 +202,7 @@ struct AttentionEngine::Impl {
   void handle_events() {
     std::array<transport::FabricEvent, kEventsPerPoll> events;
     const size_t count = fabric->poll(events);
+    unpublished = unpublished || count > 0;
     for (size_t i = 0; i < count; ++i) {
       const transport::FabricEvent& event = events[i];
       switch (event.kind) {
@@ -328,10 +333,11 @@ struct AttentionEngine::Impl {
         {.attention = attention_time, .expert = 0, .transfer = round_trip_time / 2}, options.micro_batches));
   }
 
-  void publish_status() {
+  void publish_status(bool idle) {
     const Nanos now = monotonic_now();
-    if (now < status_due) return;
+    if (now < status_due && !(idle && unpublished)) return;
     status_due = now + kStatusInterval;
+    unpublished = false;
     adapt_micro_batches();
     const scheduler::BatchScheduler::Stats stats = core.scheduler().stats();
     const Status ready = stopping ? unavailable("{} is shutting down", options.name) : core.ready();
@@ -352,11 +358,12 @@ struct AttentionEngine::Impl {
                  .round_trip_time = round_trip_time,
                  .weight_bytes = step->weight_bytes(),
                  .kv_bytes = step->kv_bytes(),
-                 .link_bytes = geometry.region_bytes()};
+                 .link_bytes = geometry.region_bytes() * links.open_count()};
   }
 
   void run() {
     while (true) {
+      progress.turn(monotonic_now());
       handle_commands();
       handle_events();
       tick();
@@ -368,7 +375,8 @@ struct AttentionEngine::Impl {
         worked = true;
       }
       deliver_outputs();
-      publish_status();
+      unpublished = unpublished || worked;
+      publish_status(!worked);
       if (worked) continue;  // Look at the peers between any two computations, but do not sleep.
       if (stopping && core.scheduler().idle()) break;
       Nanos wake_at = monotonic_now() + std::min(kIdleWait, options.link_timeout / 4);
@@ -476,6 +484,8 @@ void AttentionEngine::stop(Nanos deadline) {
   impl_->post_command(StopCommand{deadline});
 }
 
-transport::Fabric& AttentionEngine::fabric() { return *impl_->fabric; }
+void AttentionEngine::pulse() {
+  if (!impl_->progress.stalled(monotonic_now())) impl_->fabric->pulse();
+}
 
 }  // namespace volley::engine

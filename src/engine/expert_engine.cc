@@ -12,6 +12,7 @@
 
 #include "finite.h"
 #include "matrix.h"
+#include "progress.h"
 #include "volley/base/check.h"
 #include "volley/base/clock.h"
 #include "volley/base/thread_pool.h"
@@ -105,10 +106,12 @@ struct ExpertEngine::Impl {
   std::vector<void*> outputs;
   std::vector<kernels::FfnGroup> groups;
   Nanos expert_time = 0;
+  Nanos last_dispatch = 0;
   uint64_t rows_computed = 0, refusals = 0;
   Nanos status_due = 0;
 
   // Crossing threads.
+  Progress progress;
   std::atomic<bool> stopping{false};
   std::atomic<Nanos> stop_deadline{0};
   mutable std::mutex status_mutex;
@@ -177,11 +180,12 @@ struct ExpertEngine::Impl {
         return ok_status();
       }
     }
+    last_dispatch = monotonic_now();
     gather.on_dispatch({.link = id,
                         .slot = slot,
                         .layer = waiting.header.layer,
                         .entry_count = waiting.header.entry_count,
-                        .arrived = monotonic_now()});
+                        .arrived = last_dispatch});
     return ok_status();
   }
 
@@ -317,18 +321,24 @@ struct ExpertEngine::Impl {
                  .link_bytes = geometry.region_bytes() * options.links_max};
   }
 
+  /// No attention node has had a sequence in a step for as long as a link may be silent.
+  bool quiet(Nanos now) const {
+    return now - last_dispatch > options.link_timeout;
+  }
+
   void run() {
     while (true) {
       handle_events();
       drop_silent_links();
       const Nanos now = monotonic_now();
+      progress.turn(now);
       const GatherDecision decision = gather.decide(now);
       if (decision.kind == GatherDecision::Kind::kRun) compute(decision);
       publish_status();
       Nanos wake_at = now + std::min(kIdleWait, options.link_timeout / 4);
       if (stopping.load(std::memory_order_acquire)) {
         const Nanos deadline = stop_deadline.load(std::memory_order_relaxed);
-        if (links.empty() || now >= deadline) break;
+        if (links.empty() || now >= deadline || quiet(now)) break;
         wake_at = std::min(wake_at, deadline);
       }
       if (decision.kind == GatherDecision::Kind::kRun) continue;
@@ -371,6 +381,8 @@ void ExpertEngine::stop(Nanos deadline) {
   impl_->fabric->wake();
 }
 
-transport::Fabric& ExpertEngine::fabric() { return *impl_->fabric; }
+void ExpertEngine::pulse() {
+  if (!impl_->progress.stalled(monotonic_now())) impl_->fabric->pulse();
+}
 
 }  // namespace volley::engine

@@ -3,19 +3,20 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <utility>
 
 #include "volley/base/check.h"
 
 namespace volley::transport {
 
-PulseThread::PulseThread(Fabric& fabric, Nanos interval) {
+PulseThread::PulseThread(std::function<void()> pulse, Nanos interval) {
   VOLLEY_CHECK(interval > 0);
-  thread_ = std::jthread([&fabric, interval](std::stop_token stop) {
+  thread_ = std::jthread([pulse = std::move(pulse), interval](std::stop_token stop) {
     std::mutex mutex;
     std::condition_variable_any stopped;
     std::unique_lock lock(mutex);
     while (!stop.stop_requested()) {
-      fabric.pulse();
+      pulse();
       stopped.wait_for(lock, stop, std::chrono::nanoseconds(interval), [] { return false; });
     }
   });

@@ -105,6 +105,15 @@ INSTANTIATE_TEST_SUITE_P(
                 "c.yaml:16: expert.nodes[0].experts: needs at least one expert"},
         Mistake{"      threads: 2", "      listen: nowhere",
                 "c.yaml:12: attention.nodes[1].listen: 'nowhere' is not HOST:PORT with a port in [0, 65535]"},
+        Mistake{"      experts: [0, 2]", "      data_listen: 0.0.0.0:7100",
+                "c.yaml:16: expert.nodes[0].data_listen: '0.0.0.0:7100' names no host that peers could "
+                "connect to"},
+        Mistake{"attention:\n", "controller:\n  listen: 127.0.0.1:0\nattention:\n",
+                "c.yaml:8: controller.listen: '127.0.0.1:0' is not HOST:PORT with a port in [1, 65535]"},
+        Mistake{"micro_batches: 3", "links_max: 1",
+                "c.yaml: transport.links_max: 1 links are too few for 2 attention nodes"},
+        Mistake{"tokens_per_step: 64", "waiting_max: 0",
+                "c.yaml:8: attention.waiting_max: '0' is not an integer in [1, 1000000]"},
         Mistake{"  path: models/tiny", "  weights: dummy", "c.yaml:3: model.path: the key is missing"},
         Mistake{"cluster: demo\n", "", "c.yaml:1: cluster: the key is missing"},
         Mistake{"cluster: demo", "cluster: demo\n  : - {", "c.yaml:2: illegal map value"}));

@@ -71,7 +71,8 @@ bool Stream::wait() {
 
 ClusterHarness::ClusterHarness(const HarnessOptions& options, const model::Checkpoint& checkpoint) {
   const model::ModelSpec& spec = checkpoint.spec;
-  const kernels::CpuKernels& kernels = *must(kernels::select_cpu_kernels(options.isa));
+  const kernels::CpuKernels& kernels =
+      options.kernels != nullptr ? *options.kernels : *must(kernels::select_cpu_kernels(options.isa));
   const protocol::LinkGeometry geometry =
       AttentionEngine::geometry(spec, options.micro_batches, options.slot_rows, options.dtype);
   const AttentionEngineOptions base{.name = {},
@@ -95,7 +96,9 @@ ClusterHarness::ClusterHarness(const HarnessOptions& options, const model::Check
     const std::string name = "expert-" + std::to_string(i);
     const Incarnation incarnation{random_u64()};
     auto fabric = fabric_for(options, {name, incarnation}, geometry, spec.layer_count(), true);
-    const std::vector<uint32_t> held = protocol::default_experts(experts, i, options.expert_nodes);
+    const std::vector<uint32_t> held = options.replicated
+                                           ? protocol::default_experts(experts, 0, 1)
+                                           : protocol::default_experts(experts, i, options.expert_nodes);
     std::vector<model::ExpertWeights::Key> keys;
     for (uint32_t layer = 0; layer < spec.layer_count(); ++layer) {
       for (const uint32_t expert : held) keys.push_back({.layer = layer, .expert = expert});
@@ -136,7 +139,7 @@ ClusterHarness::ClusterHarness(const HarnessOptions& options, const model::Check
   }
   const auto start = [&](auto& node) {
     auto* engine = node.engine.get();
-    node.pulse = std::make_unique<transport::PulseThread>(engine->fabric(), options.link_timeout / 4);
+    node.pulse = std::make_unique<transport::PulseThread>([engine] { engine->pulse(); }, options.link_timeout / 4);
     node.thread = std::jthread([engine] { engine->run(); });
   };
   for (auto& node : experts_) start(node);
@@ -150,7 +153,8 @@ ClusterHarness::ClusterHarness(const HarnessOptions& options, const model::Check
 void ClusterHarness::wait_ready() {
   const Nanos deadline = monotonic_now() + 10 * kSecond;
   for (auto& node : attention_) {
-    while (!node.engine->status().ready) {
+    // Ready means that every expert has a linked holder; these tests want all links.
+    while (!node.engine->status().ready || node.engine->status().links < experts_.size()) {
       VOLLEY_CHECK(monotonic_now() < deadline);
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }

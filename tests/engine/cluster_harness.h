@@ -33,7 +33,9 @@ struct HarnessOptions {
   uint32_t threads = 1;
   kernels::DType dtype = kernels::DType::kBf16;
   std::string isa = "auto";
+  const kernels::CpuKernels* kernels = nullptr;  ///< In place of those of `isa`.
   Nanos link_timeout = 5 * kSecond;
+  bool replicated = false;  ///< Every expert node holds every expert.
   /// Wraps every node's fabric, for example with the fault decorator.
   std::function<std::unique_ptr<transport::Fabric>(std::unique_ptr<transport::Fabric>)> decorate{};
 };

@@ -44,13 +44,12 @@ struct FrontendConfig {
   bool reflection = true;
 };
 
-/// What attention nodes share; a node may override `threads`.
 struct AttentionNodeConfig {
   std::string name;
-  std::string listen = "127.0.0.1:0";       ///< gRPC
-  std::string data_listen = "127.0.0.1:0";  ///< Unused by shm and local.
+  std::string listen = "127.0.0.1:0";  ///< gRPC; the frontend finds it through the controller.
   uint32_t threads = 1;
 };
+/// What attention nodes share.
 struct AttentionPoolConfig {
   uint32_t tokens_per_step = 256;
   uint32_t sequences_max = 256;

@@ -25,6 +25,9 @@ struct ControllerOptions {
   uint32_t layers = 0;
   uint32_t experts = 0;  ///< Routed experts per layer; 0 for a dense model.
   Nanos report_interval = kSecond;
+  /// The view's number starts behind it. Terms that come from a clock are whole seconds; the microseconds within
+  /// the second keep versions ascending when a controller starts again in the same one.
+  uint32_t first_number = 0;
   /// What the cluster must agree on. Whatever is left open here is set by the first member.
   std::optional<uint64_t> checkpoint_digest;
   std::string numerics_fingerprint;
@@ -103,7 +106,7 @@ class ControllerState {
   const uint32_t term_;
   const Nanos started_;
   bool settled_ = false;
-  uint32_t number_ = 0;
+  uint32_t number_;
   uint64_t last_session_ = 0;
   Members members_;
   std::map<SessionId, std::string> names_;  ///< Of live sessions.

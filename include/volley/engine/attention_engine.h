@@ -92,7 +92,9 @@ class AttentionEngine {
   /// Refuses new sequences; run() returns when those it has are finished or at `deadline`, which ends the
   /// rest with kUnavailable.
   void stop(Nanos deadline);
-  transport::Fabric& fabric();
+  /// Tells the peers that this node lives; silent once run() has not turned for half a minute. Called a few
+  /// times per link timeout, by a thread of its own.
+  void pulse();
 
  private:
   struct Impl;

@@ -45,10 +45,12 @@ class ExpertEngine {
 
   ExpertStatus status() const;
   void run();
-  /// run() returns once no link has work outstanding and all attention nodes have closed their links, or at
-  /// `deadline`.
+  /// run() returns once all attention nodes have closed their links, or have sent nothing for a link timeout,
+  /// or at `deadline`.
   void stop(Nanos deadline);
-  transport::Fabric& fabric();
+  /// Tells the peers that this node lives; silent once run() has not turned for half a minute. Called a few
+  /// times per link timeout, by a thread of its own.
+  void pulse();
 
  private:
   struct Impl;

@@ -38,8 +38,8 @@ class DispatchLink {
 
 /// The expert node's end of one link.
 /// Invariant LINK-4: a dispatch is computed at most once at a time; a duplicate of one that is queued or
-/// being computed is dropped, a duplicate of the last one answered is answered again, anything older is
-/// dropped.
+/// being computed is dropped, one of the last that was answered is told apart (a shell may answer it again; on
+/// links that lose nothing it need not), anything older is dropped.
 class AnswerLink {
  public:
   explicit AnswerLink(uint32_t slot_count);

@@ -25,7 +25,7 @@ enum class Refusal : uint32_t {
   kNone = 0,
   kStaleMap = 1,   ///< The dispatch names a map version that is too old.
   kNotHeld = 2,    ///< An entry names an expert that this node does not hold.
-  kNotFinite = 3,  ///< A row or its result has a NaN or an infinity.
+  kNotFinite = 3,  ///< A result has a NaN or an infinity.
 };
 
 /// A version of the expert map. Versions are ordered and never go back: the term is persisted.

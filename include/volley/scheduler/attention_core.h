@@ -66,7 +66,8 @@ struct OutgoingDispatch {
 /// The attention node without its kernels, clock and wires: scheduler, micro-batch state machines, links
 /// and the expert map. The shell (engine/attention_engine) and the simulation drive the same object.
 ///
-/// A micro-batch goes kIdle -> kReady -> (kDispatched -> kReady)* -> kIdle. It has no barrier with its
+/// A micro-batch goes kIdle -> kReady -> kComputing -> (kDispatched -> kReady -> kComputing)* -> kIdle, or from
+/// kDispatched to kAborting and kIdle. It has no barrier with its
 /// siblings; ready ones are served first come, first served.
 ///
 /// Invariants, beyond those of its parts:
