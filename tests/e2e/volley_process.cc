@@ -11,10 +11,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <iterator>
-#include <set>
 #include <sstream>
 #include <thread>
 
@@ -141,6 +141,18 @@ CommandResult run_volley(const std::vector<std::string>& arguments, milliseconds
   return {.exit_code = exit_code, .out = process.out(), .err = process.err()};
 }
 
+std::map<std::string, pid_t> processes_with(const std::string& cluster_file) {
+  std::map<std::string, pid_t> found;
+  for (const auto& entry : fs::directory_iterator("/proc")) {
+    const std::string pid = entry.path().filename();
+    if (pid.find_first_not_of("0123456789") != std::string::npos) continue;
+    const std::vector<std::string> arguments = command_line(pid);
+    if (std::find(arguments.begin(), arguments.end(), cluster_file) == arguments.end()) continue;
+    found[node_of(arguments)] = std::stoi(pid);
+  }
+  return found;
+}
+
 Cluster::Cluster(const ClusterOptions& options) : options_(options) {
   write_model();
   configure();
@@ -256,18 +268,6 @@ std::optional<v1::NodeHealth> Cluster::health(const std::string& node) const {
     if (member.registration().name() == node) return member.health();
   }
   return std::nullopt;
-}
-
-std::map<std::string, pid_t> Cluster::processes() const {
-  std::map<std::string, pid_t> found;
-  for (const auto& entry : fs::directory_iterator("/proc")) {
-    const std::string pid = entry.path().filename();
-    if (pid.find_first_not_of("0123456789") != std::string::npos) continue;
-    const std::vector<std::string> arguments = command_line(pid);
-    if (std::find(arguments.begin(), arguments.end(), file()) == arguments.end()) continue;
-    found[node_of(arguments)] = std::stoi(pid);
-  }
-  return found;
 }
 
 std::string Cluster::leftovers() const {

@@ -91,6 +91,9 @@ struct CommandResult {
 CommandResult run_volley(const std::vector<std::string>& arguments,
                          milliseconds timeout = seconds(15));
 
+/// Processes that run with this cluster file, by node; `volley up` itself is "up".
+std::map<std::string, pid_t> processes_with(const std::string& cluster_file);
+
 struct ClusterOptions {
   std::string fabric = "shm";
   uint32_t attention = 1, expert = 1, micro_batches = 1;
@@ -123,8 +126,7 @@ class Cluster {
   /// One node of status().
   std::optional<v1::NodeHealth> health(const std::string& node) const;
 
-  /// Processes that run with this cluster's file, by node; `volley up` itself is "up".
-  std::map<std::string, pid_t> processes() const;
+  std::map<std::string, pid_t> processes() const { return processes_with(file()); }
   /// What is left that should not be once the cluster is down: processes, shared memory, files.
   /// Empty when all is well.
   std::string leftovers() const;
