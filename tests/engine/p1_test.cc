@@ -106,6 +106,12 @@ TEST(P1, AnyChunkSizeAndFragmentSizeGiveTheSameBits) {
   }
 }
 
+TEST(P1, ChoosingTheMicroBatchesWhileServingGivesTheSameBits) {
+  for (int round = 0; round < 3; ++round) {
+    run_and_compare({.expert_nodes = 2, .micro_batches = 4, .adaptive_micro_batches = true});
+  }
+}
+
 TEST(P1, ThreadsAndInstructionSetsGiveTheSameBits) {
   for (const char* isa : {"reference", "avx2", "avx512"}) {
     if (!kernels::select_cpu_kernels(isa).ok()) continue;
