@@ -37,9 +37,10 @@ class AttentionRole final : public Role {
   }
   void join() override {
     engine_thread_.join();
-    client_->stop();
-    // The engine has ended every sequence; this lets the last chunks and statuses out.
+    // The engine has ended every sequence; this lets the last chunks and statuses out. Only then does the
+    // node leave: what still runs on a node that has left is lost.
     server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
+    client_->stop();
     spdlog::info("{} has stopped", name_);
   }
 

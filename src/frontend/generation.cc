@@ -11,6 +11,10 @@ namespace {
 // After its deadline a client gets this long to read the status before it is cut off.
 constexpr Nanos kLastWriteGrace = kSecond;
 
+// A node that stops in order sends its last chunks before it leaves, but on another connection: what has
+// arrived and is not read yet gets this long.
+constexpr Nanos kLeftNodeGrace = 500 * kMillisecond;
+
 gpr_timespec from_now(Nanos delay) {
   return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_nanos(delay, GPR_TIMESPAN));
 }
@@ -55,6 +59,13 @@ void Generation::stop(const Status& cause) {
   owner_.withdraw(options_.id);
   lock.lock();
   pump();
+}
+
+void Generation::node_left(const Status& cause) {
+  const std::lock_guard lock(mutex_);
+  left_alarm_.Set(from_now(kLeftNodeGrace), [weak = weak_from_this(), cause](bool fired) {
+    if (const auto self = weak.lock(); self && fired) self->stop(cause);
+  });
 }
 
 void Generation::cancel_run() {

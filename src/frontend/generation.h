@@ -70,6 +70,9 @@ class Generation final : public std::enable_shared_from_this<Generation> {
   void run(const NodeDirectory::Node& node, std::shared_ptr<v1::AttentionNode::Stub> stub);
   /// Ends it with `cause`, wherever it is. Only the first cause counts.
   void stop(const Status& cause);
+  /// Its node is no longer a member of the cluster: ends it with `cause`, unless its last chunks come
+  /// in a moment. Once.
+  void node_left(const Status& cause);
 
   // From the client's call.
   void on_written(bool ok);
@@ -95,6 +98,7 @@ class Generation final : public std::enable_shared_from_this<Generation> {
   std::mutex mutex_;  // Guards all below.
   grpc::Alarm deadline_alarm_;
   grpc::Alarm cut_off_alarm_;
+  grpc::Alarm left_alarm_;
   ClientCall* client_;  // Valid until on_client_done().
   std::optional<NodeDirectory::Node> node_;
   RunCall* run_ = nullptr;  // Valid until on_run_done().

@@ -412,7 +412,7 @@ void InferenceService::update_view(const v1::ClusterView& view) {
       impl_->stubs[node] = v1::AttentionNode::NewStub(*channel);
     }
   }
-  for (const auto& [generation, status] : lost) generation->stop(status);
+  for (const auto& [generation, status] : lost) generation->node_left(status);
   impl_->tell_serving();
 }
 
