@@ -3,7 +3,6 @@
 // the same time, against clusters of real processes; all token ids and logits digests must be
 // equal.
 
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <memory>
@@ -15,8 +14,6 @@
 
 namespace volley::e2e {
 namespace {
-
-using ::testing::HasSubstr;
 
 using Outputs = std::vector<std::pair<std::vector<int32_t>, std::vector<uint64_t>>>;
 
