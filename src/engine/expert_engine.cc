@@ -321,9 +321,22 @@ struct ExpertEngine::Impl {
                  .link_bytes = geometry.region_bytes() * options.links_max};
   }
 
-  /// No attention node has had a sequence in a step for as long as a link may be silent.
+  /// The last dispatch of a micro-batch was not the last of its step: the next one is to come, however long
+  /// the other nodes compute until then.
+  bool step_under_way() const {
+    for (const auto& [id, link] : links) {
+      for (uint32_t slot = 0; slot < geometry.micro_batches; ++slot) {
+        const MessageHeader& last = link.slots[slot].header;  // Sequence 0: there was none yet.
+        if (last.sequence == 0) continue;
+        if (last.layer + 1 < spec.layer_count() || last.fragment + 1 < last.fragment_count) return true;
+      }
+    }
+    return false;
+  }
+
+  /// No attention node is in a step, and none has begun one for as long as a link may be silent.
   bool quiet(Nanos now) const {
-    return now - last_dispatch > options.link_timeout;
+    return now - last_dispatch > options.link_timeout && !step_under_way();
   }
 
   void run() {
