@@ -56,7 +56,7 @@ int run_generate(const GenerateOptions& options) {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(options.timeout_ms));
   const Nanos start = monotonic_now();
-  Nanos first = 0;
+  Nanos first = start;
   const auto reader = stub->GenerateStream(&context, make_request(options));
   if (options.echo) std::fputs(options.prompt.c_str(), stdout);
   v1::GenerateChunk chunk, last;
@@ -66,7 +66,7 @@ int run_generate(const GenerateOptions& options) {
   std::string node;
   uint64_t seed = 0;
   while (reader->Read(&chunk)) {
-    if (first == 0 && chunk.token_ids_size() > 0) first = monotonic_now();
+    if (tokens == 0 && chunk.token_ids_size() > 0) first = monotonic_now();
     if (chunk.has_seed()) seed = chunk.seed();
     if (!chunk.attention_node().empty()) node = chunk.attention_node();
     tokens += static_cast<uint32_t>(chunk.token_ids_size());

@@ -110,6 +110,7 @@ Result<ClusterConfig> parse_cluster_config(const std::string& text, const std::s
     map.text("state_dir", config.controller.state_dir);
     map.integer("report_interval_ms", config.controller.report_interval_ms, 10, 60'000);
   });
+  if (!root.has("frontend")) names.insert(config.frontend.name);  // It runs under its default name.
   root.map("frontend", [&](YamlMap& map) {
     read_name(map, "name", config.frontend.name, names);
     read_address(map, "listen", config.frontend.listen);

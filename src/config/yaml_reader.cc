@@ -2,6 +2,7 @@
 
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <charconv>
 
 namespace volley::config {
@@ -16,7 +17,7 @@ bool parse_decimal(const std::string& text, uint64_t max, uint64_t& value) {
 }
 
 YamlMap::YamlMap(const YAML::Node& node, std::string path, const std::string& origin, Status& status)
-    : path_(std::move(path)), origin_(origin), status_(status), line_(node.Mark().line) {
+    : path_(std::move(path)), origin_(origin), status_(status), line_(std::max(node.Mark().line, 0)) {
   if (!status_.ok()) return;
   if (!node.IsMap()) {
     fail_at(node, "", "must be a mapping of keys to values");

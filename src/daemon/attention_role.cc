@@ -112,8 +112,8 @@ Status AttentionRole::start(const config::ClusterConfig& config, OnFailure on_fa
                (monotonic_now() - load_start) / kMillisecond, setup.kernels->name, address);
 
   pulse_ = std::make_unique<transport::PulseThread>([this] { engine_->pulse(); }, link_timeout / 4);
-  engine_thread_ = std::jthread([engine = engine_.get()] { engine->run(); });
-  auto client = control::ControllerClient::start(
+  VOLLEY_ASSIGN_OR_RETURN(
+      client_, control::ControllerClient::start(
       {.address = config.controller.listen, .registration = std::move(registration)},
       {.health = [this] { return health(); },
        .on_view = [this](const v1::ClusterView& view) { on_view(view); },
@@ -125,9 +125,9 @@ Status AttentionRole::start(const config::ClusterConfig& config, OnFailure on_fa
              } else {
                spdlog::warn("{}: not joined, trying again: {}", name_, message_of(status));
              }
-           }});
-  if (!client.ok()) return client.status();
-  client_ = std::move(client).value();
+           }}));
+  // Last: from here on nothing fails, so the destructor finds a client wherever it finds a thread.
+  engine_thread_ = std::jthread([engine = engine_.get()] { engine->run(); });
   return ok_status();
 }
 

@@ -59,13 +59,13 @@ class RunReactor final : public grpc::ServerWriteReactor<v1::RunChunk>, public e
 
   void OnCancel() override {
     const std::lock_guard lock(mutex_);
-    if (submitted_ && !engine_ended_) engine_.cancel(id_);
+    cancel();
   }
 
   void OnDone() override {
     std::unique_lock lock(mutex_);
     grpc_done_ = true;
-    if (submitted_ && !engine_ended_) engine_.cancel(id_);
+    cancel();
     delete_if_over(lock);
   }
 
@@ -82,8 +82,15 @@ class RunReactor final : public grpc::ServerWriteReactor<v1::RunChunk>, public e
       finished_ = true;
       Finish(control::to_grpc(status_));
     } else if (broken_) {
-      engine_.cancel(id_);  // The engine's end comes next and finishes the call.
+      cancel();  // The engine's end comes next and finishes the call.
     }
+  }
+
+  /// At most once: the engine's mailbox has room for one cancel per sequence.
+  void cancel() {
+    if (!submitted_ || engine_ended_ || cancelled_) return;
+    cancelled_ = true;
+    engine_.cancel(id_);
   }
 
   void delete_if_over(std::unique_lock<std::mutex>& lock) {
@@ -97,6 +104,7 @@ class RunReactor final : public grpc::ServerWriteReactor<v1::RunChunk>, public e
   SequenceId id_;
   bool submitted_ = false;
   bool engine_ended_ = false;
+  bool cancelled_ = false;
   bool writing_ = false;
   bool broken_ = false;  // The peer reads no more.
   bool finished_ = false;

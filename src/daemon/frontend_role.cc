@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <thread>
+#include <utility>
 
 #include "node_setup.h"
 #include "volley/base/clock.h"
@@ -41,11 +42,12 @@ class FrontendRole final : public Role {
 
   const std::string& name() const override { return name_; }
   void begin_stop(Nanos deadline) override {
-    if (server_ == nullptr) return;
-    if (drainer_.joinable()) {
-      inference_->cancel_all(name_ + " is shutting down");  // A second call cuts the drain short.
+    // join() may run on another thread by the second call, so that must not touch what join() ends.
+    if (std::exchange(stopping_, true)) {
+      if (inference_) inference_->cancel_all(name_ + " is shutting down");  // Cuts the drain short.
       return;
     }
+    if (server_ == nullptr) return;
     drainer_ = std::thread([this, deadline] {
       server_->drain(std::max<Nanos>(0, deadline - monotonic_now()));
     });
@@ -73,6 +75,7 @@ class FrontendRole final : public Role {
   std::unique_ptr<frontend::FrontendServer> server_;
   std::unique_ptr<control::ControllerClient> client_;
   std::thread drainer_;
+  bool stopping_ = false;  // Of the thread that calls begin_stop().
 };
 
 Status FrontendRole::start_control_server(const std::string& address) {

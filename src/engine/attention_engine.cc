@@ -27,7 +27,7 @@ namespace {
 using scheduler::AttentionCore;
 using scheduler::Work;
 
-// Commands other than submissions: cancels (one per live sequence at most), updates, stop.
+// Commands that no sequence accounts for: updates, stop, test hooks.
 constexpr size_t kExtraCommands = 4096;
 constexpr size_t kEventsPerPoll = 64;
 // How long the engine thread sleeps when nothing is due; peers, commands and deadlines wake it earlier.
@@ -87,7 +87,8 @@ struct AttentionEngine::Impl {
         core(core_options(opts, spec)),
         links(*fabric, opts.name),
         micro_batch_times(opts.micro_batches),
-        commands(size_t{opts.waiting_max} + opts.sequences_max + kExtraCommands) {
+        // Each accepted sequence may post its submission and one cancel.
+        commands(2 * (size_t{opts.waiting_max} + opts.sequences_max) + kExtraCommands) {
     zero_row.resize(geometry.answer.row_bytes);
     answer_rows.reserve(size_t{opts.tokens_per_step_max} * top_k);
   }
@@ -138,7 +139,7 @@ struct AttentionEngine::Impl {
   /// False when run() has ended.
   bool post_command(Command command) {
     const auto pushed = commands.push(std::move(command));
-    // There is room for every submission that `accepted` admits and thousands of other commands: full
+    // There is room for every submission that `accepted` admits, its cancel and thousands of others: full
     // means that the engine thread hangs, and a node that hangs must end so that others take over.
     VOLLEY_CHECK(pushed != Mailbox<Command>::Push::kFull);
     fabric->wake();
@@ -205,6 +206,7 @@ struct AttentionEngine::Impl {
     unpublished = unpublished || count > 0;
     for (size_t i = 0; i < count; ++i) {
       const transport::FabricEvent& event = events[i];
+      if (!links.has(event.link)) continue;  // Dropped earlier in this batch of events.
       switch (event.kind) {
         case transport::EventKind::kOpened: {
           const transport::NodeIdentity& peer = fabric->peer(event.link);
@@ -378,7 +380,8 @@ struct AttentionEngine::Impl {
       unpublished = unpublished || worked;
       publish_status(!worked);
       if (worked) continue;  // Look at the peers between any two computations, but do not sleep.
-      if (stopping && core.scheduler().idle()) break;
+      // Past the deadline every sequence has ended; what the experts still owe for them is not waited for.
+      if (stopping && live.empty() && (core.scheduler().idle() || monotonic_now() >= stop_deadline)) break;
       Nanos wake_at = monotonic_now() + std::min(kIdleWait, options.link_timeout / 4);
       if (const Nanos deadline = core.scheduler().next_deadline(); deadline != 0) {
         wake_at = std::min(wake_at, deadline);
@@ -431,7 +434,12 @@ Result<std::unique_ptr<AttentionEngine>> AttentionEngine::create(
   const uint32_t blocks_per_sequence =
       cache::blocks_for(options.sequence_tokens_max, kernels::kKvBlockTokens);
   if (options.kv_blocks == 0) {
-    options.kv_blocks = blocks_per_sequence * std::max(1u, options.sequences_max / 4);
+    const uint64_t blocks = uint64_t{blocks_per_sequence} * std::max(1u, options.sequences_max / 4);
+    if (blocks > UINT32_MAX) {
+      return invalid_argument("{} sequences of {} tokens would by default get {} KV blocks; set kv_blocks",
+                              options.sequences_max, options.sequence_tokens_max, blocks);
+    }
+    options.kv_blocks = static_cast<uint32_t>(blocks);
   }
   if (options.kv_blocks < blocks_per_sequence) {
     return invalid_argument("kv_blocks is {}; one sequence of sequence_tokens_max {} needs {}",

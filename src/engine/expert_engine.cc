@@ -31,6 +31,8 @@ using scheduler::PendingDispatch;
 constexpr size_t kEventsPerPoll = 64;
 constexpr Nanos kIdleWait = 100 * kMillisecond;
 constexpr Nanos kStatusInterval = 20 * kMillisecond;
+// A step that begins shows itself with its first dispatch only: the attention of one layer comes before that.
+constexpr Nanos kQuietMin = kSecond;
 // (token, expert) pairs in one run at most, unless a single dispatch has more: bounds the workspace.
 constexpr uint32_t kRunRowsMax = 4096;
 
@@ -107,6 +109,7 @@ struct ExpertEngine::Impl {
   std::vector<kernels::FfnGroup> groups;
   Nanos expert_time = 0;
   Nanos last_dispatch = 0;
+  Nanos stop_seen = 0;  // When run() first saw `stopping`.
   uint64_t rows_computed = 0, refusals = 0;
   Nanos status_due = 0;
 
@@ -321,9 +324,23 @@ struct ExpertEngine::Impl {
                  .link_bytes = geometry.region_bytes() * options.links_max};
   }
 
-  /// No attention node has had a sequence in a step for as long as a link may be silent.
+  /// The last dispatch of a micro-batch was not the last of its step: the next one is to come, however long
+  /// the other nodes compute until then.
+  bool step_under_way() const {
+    for (const auto& [id, link] : links) {
+      for (uint32_t slot = 0; slot < geometry.micro_batches; ++slot) {
+        const MessageHeader& last = link.slots[slot].header;  // Sequence 0: there was none yet.
+        if (last.sequence == 0) continue;
+        if (last.layer + 1 < spec.layer_count() || last.fragment + 1 < last.fragment_count) return true;
+      }
+    }
+    return false;
+  }
+
+  /// No attention node is in a step, and none has dispatched for a while since the stop began.
   bool quiet(Nanos now) const {
-    return now - last_dispatch > options.link_timeout;
+    const Nanos since = std::max(last_dispatch, stop_seen);
+    return now - since > std::max(options.link_timeout, kQuietMin) && !step_under_way();
   }
 
   void run() {
@@ -337,6 +354,7 @@ struct ExpertEngine::Impl {
       publish_status();
       Nanos wake_at = now + std::min(kIdleWait, options.link_timeout / 4);
       if (stopping.load(std::memory_order_acquire)) {
+        if (stop_seen == 0) stop_seen = now;
         const Nanos deadline = stop_deadline.load(std::memory_order_relaxed);
         if (links.empty() || now >= deadline || quiet(now)) break;
         wake_at = std::min(wake_at, deadline);

@@ -28,6 +28,8 @@ class ExpertLinks {
   void retry(Nanos now);
   void close_all();
 
+  /// Whether the link is one of the pool's, opening or open.
+  bool has(LinkId link) { return find(link) != nullptr; }
   uint32_t open_count() const;
   std::string name_of(LinkId link) const;
   template <class F>

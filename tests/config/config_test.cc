@@ -118,6 +118,19 @@ INSTANTIATE_TEST_SUITE_P(
         Mistake{"cluster: demo\n", "", "c.yaml:1: cluster: the key is missing"},
         Mistake{"cluster: demo", "cluster: demo\n  : - {", "c.yaml:2: illegal map value"}));
 
+TEST(ClusterConfig, TheDefaultNameOfTheFrontendIsTaken) {
+  std::string text = kGood;
+  text.replace(text.find("attention-1"), 11, "frontend-0");
+  EXPECT_EQ(message_of(parse_cluster_config(text, "c.yaml").status()),
+            "c.yaml:11: attention.nodes[1].name: 'frontend-0' is the name of another node");
+  EXPECT_TRUE(parse_cluster_config(text + "frontend:\n  name: edge\n", "c.yaml").ok());
+}
+
+TEST(ClusterConfig, AnEmptyDocumentHasAFirstLine) {
+  EXPECT_EQ(message_of(parse_cluster_config("", "c.yaml").status()),
+            "c.yaml:1: the document: must be a mapping of keys to values");
+}
+
 TEST(ClusterConfig, ADocumentThatIsNoMappingIsRefused) {
   for (const char* text : {"", "[]", "word", "- a\n- b"}) {
     EXPECT_EQ(parse_cluster_config(text, "c.yaml").status().code(), StatusCode::kInvalidArgument) << text;

@@ -3,9 +3,9 @@
 // The roles of a Volley process, and how it starts, waits and stops. A process usually runs one role; with
 // the `local` fabric one process runs them all.
 //
-// Threads of a process, made here and nowhere else: the main thread (signals, start, stop), per engine an
-// engine thread, its pool's workers and one pulse thread, one thread of the controller's client, and what
-// gRPC makes for itself.
+// Threads of a process: the main thread (signals, start, stop), per engine an engine thread, its pool's workers
+// and one pulse thread, one thread of the controller's client, and what gRPC makes for itself. While it stops,
+// one thread joins the roles, and one drains the frontend.
 
 #include <functional>
 #include <memory>
@@ -24,13 +24,14 @@ class Role {
   virtual ~Role() = default;
   /// "attention-0"
   virtual const std::string& name() const = 0;
-  /// Refuses new work and finishes what runs, until `deadline` (monotonic).
+  /// Refuses new work and finishes what runs, until `deadline` (monotonic). Called by one thread; again, also
+  /// while another is in join(), to set an earlier deadline.
   virtual void begin_stop(Nanos deadline) = 0;
   /// Returns when everything of the role has ended, shortly after the deadline at the latest.
   virtual void join() = 0;
 };
 
-/// Called from any thread when a role cannot go on; the process then stops with exit code 1.
+/// Called from any thread when a role cannot go on; the process then stops.
 using OnFailure = std::function<void(const Status&)>;
 
 /// Each loads what it needs, listens and joins the cluster; serving begins when its peers are there, in

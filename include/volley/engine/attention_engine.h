@@ -80,7 +80,8 @@ class AttentionEngine {
   /// Errors: kResourceExhausted (queue full), kUnavailable (no complete expert map, stopping),
   /// kInvalidArgument. May report the latter two through the sink when they are found on the engine thread.
   Result<SequenceId> submit(GenerationRequest request, OutputSink* sink);
-  /// Ends the sequence with kCancelled; everything it holds is free within one step.
+  /// Ends the sequence with kCancelled; everything it holds is free within one step. At most once per
+  /// sequence: the mailbox is sized for that.
   void cancel(SequenceId id);
   /// Test hook: preempts a running sequence, which is computed again.
   void preempt(SequenceId id);

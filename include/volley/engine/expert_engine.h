@@ -45,8 +45,8 @@ class ExpertEngine {
 
   ExpertStatus status() const;
   void run();
-  /// run() returns once all attention nodes have closed their links, or have sent nothing for a link timeout,
-  /// or at `deadline`.
+  /// run() returns once all attention nodes have closed their links, or none is inside a step and none has
+  /// sent anything for a link timeout and at least a second since stop(), or at `deadline`.
   void stop(Nanos deadline);
   /// Tells the peers that this node lives; silent once run() has not turned for half a minute. Called a few
   /// times per link timeout, by a thread of its own.
