@@ -10,7 +10,6 @@
 #include "node_setup.h"
 #include "volley/base/clock.h"
 #include "volley/control/cluster_view.h"
-#include "volley/control/controller_client.h"
 #include "volley/control/credentials.h"
 #include "volley/daemon/role.h"
 #include "volley/engine/attention_engine.h"
@@ -37,8 +36,8 @@ class AttentionRole final : public Role {
   }
   void join() override {
     engine_thread_.join();
-    // The engine has ended every sequence; this lets the last chunks and statuses out. Only then does the
-    // node leave: what still runs on a node that has left is lost.
+    // The engine has ended every sequence; this lets the last chunks and statuses out. Only then
+    // does the node leave: what still runs on a node that has left is lost.
     server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
     client_->stop();
     spdlog::info("{} has stopped", name_);
@@ -51,6 +50,7 @@ class AttentionRole final : public Role {
 
   const std::string name_;
   uint32_t layers_ = 0, experts_ = 0;
+  protocol::MapVersion last_version_;  // Of the view in force; used by the client's thread.
   std::unique_ptr<engine::AttentionEngine> engine_;
   std::unique_ptr<transport::PulseThread> pulse_;
   std::unique_ptr<AttentionService> service_;
@@ -68,7 +68,8 @@ Status AttentionRole::listen(const std::string& address, std::string& bound) {
   builder.AddListeningPort(address, credentials, &port);
   builder.RegisterService(service_.get());
   server_ = builder.BuildAndStart();
-  if (server_ == nullptr || port == 0) return unavailable("{}: cannot listen on {}", name_, address);
+  if (server_ == nullptr || port == 0)
+    return unavailable("{}: cannot listen on {}", name_, address);
   bound = address.substr(0, address.rfind(':') + 1) + std::to_string(port);
   return ok_status();
 }
@@ -76,7 +77,8 @@ Status AttentionRole::listen(const std::string& address, std::string& bound) {
 Status AttentionRole::start(const config::ClusterConfig& config, OnFailure on_failure) {
   const auto& nodes = config.attention.nodes;
   const auto node = std::ranges::find(nodes, name_, &config::AttentionNodeConfig::name);
-  if (node == nodes.end()) return not_found("{}: attention.nodes: there is no '{}'", config.file, name_);
+  if (node == nodes.end())
+    return not_found("{}: attention.nodes: there is no '{}'", config.file, name_);
   VOLLEY_ASSIGN_OR_RETURN(const NodeSetup setup, set_up_node(config));
   const model::ModelSpec& spec = setup.checkpoint.spec;
   layers_ = spec.layer_count();
@@ -88,22 +90,24 @@ Status AttentionRole::start(const config::ClusterConfig& config, OnFailure on_fa
   VOLLEY_ASSIGN_OR_RETURN(const auto source, setup.checkpoint.source());
   VOLLEY_ASSIGN_OR_RETURN(auto weights, model::AttentionWeights::load(spec, *source, setup.dtype));
   const Nanos link_timeout = Nanos{config.transport.link_timeout_ms} * kMillisecond;
-  VOLLEY_ASSIGN_OR_RETURN(
-      engine_, engine::AttentionEngine::create(
-                   {.name = name_,
-                    .incarnation = self.incarnation,
-                    .dtype = setup.dtype,
-                    .threads = node->threads,
-                    .micro_batches = config.transport.micro_batches,
-                    .adaptive_micro_batches = config.transport.adaptive_micro_batches,
-                    .tokens_per_step_max = config.attention.tokens_per_step,
-                    .sequences_max = config.attention.sequences_max,
-                    .waiting_max = config.attention.waiting_max,
-                    .sequence_tokens_max = setup.sequence_tokens_max,
-                    .kv_blocks = config.attention.kv_blocks,
-                    .geometry = setup.geometry,
-                    .link_timeout = link_timeout},
-                   spec, std::move(weights), *setup.kernels, std::move(fabric)));
+  VOLLEY_ASSIGN_OR_RETURN(engine_,
+                          engine::AttentionEngine::create(
+                              {.name = name_,
+                               .incarnation = self.incarnation,
+                               .dtype = setup.dtype,
+                               .threads = node->threads,
+                               .micro_batches = config.transport.micro_batches,
+                               .adaptive_micro_batches = config.transport.adaptive_micro_batches,
+                               .tokens_per_step_max = config.attention.tokens_per_step,
+                               .sequences_max = config.attention.sequences_max,
+                               .waiting_max = config.attention.waiting_max,
+                               .sequence_tokens_max = setup.sequence_tokens_max,
+                               .kv_blocks = config.attention.kv_blocks,
+                               .geometry = setup.geometry,
+                               .link_timeout = link_timeout,
+                               // The frontend should know at once, not at the next report.
+                               .on_ready_changed = [this] { client_->report_now(); }},
+                              spec, std::move(weights), *setup.kernels, std::move(fabric)));
   v1::NodeRegistration registration = make_registration(config, setup, v1::ROLE_ATTENTION, self);
   std::string address;
   VOLLEY_RETURN_IF_ERROR(listen(node->listen, address));
@@ -113,31 +117,24 @@ Status AttentionRole::start(const config::ClusterConfig& config, OnFailure on_fa
 
   pulse_ = std::make_unique<transport::PulseThread>([this] { engine_->pulse(); }, link_timeout / 4);
   VOLLEY_ASSIGN_OR_RETURN(
-      client_, control::ControllerClient::start(
-      {.address = config.controller.listen, .registration = std::move(registration)},
-      {.health = [this] { return health(); },
-       .on_view = [this](const v1::ClusterView& view) { on_view(view); },
-       .on_refused = std::move(on_failure),
-       .on_connection =
-           [this](const Status& status) {
-             if (status.ok()) {
-               spdlog::info("{}: joined the cluster", name_);
-             } else {
-               spdlog::warn("{}: not joined, trying again: {}", name_, message_of(status));
-             }
-           }}));
+      client_, join_cluster(
+                   config, std::move(registration), [this] { return health(); },
+                   [this](const v1::ClusterView& view) { on_view(view); }, std::move(on_failure)));
   // Last: from here on nothing fails, so the destructor finds a client wherever it finds a thread.
   engine_thread_ = std::jthread([engine = engine_.get()] { engine->run(); });
   return ok_status();
 }
 
 void AttentionRole::on_view(const v1::ClusterView& view) {
+  const protocol::MapVersion version = control::version_of(view);
+  if (version == last_version_) return;  // Only health has changed.
   auto map = control::expert_map_of(view, layers_, experts_);
   if (!map.ok()) {
     spdlog::error("{}: view {}.{} has no sound expert map: {}", name_, view.term(), view.number(),
                   message_of(map.status()));
     return;
   }
+  last_version_ = version;
   engine::ClusterUpdate update;
   for (const v1::ClusterMember& member : view.members()) {
     const v1::NodeRegistration& node = member.registration();

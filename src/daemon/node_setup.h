@@ -1,12 +1,16 @@
 #pragma once
 
-// What attention and expert nodes do alike when they start: open the checkpoint, make the fabric, register.
+// What attention and expert nodes do alike when they start: open the checkpoint, make the fabric,
+// register.
 
+#include <functional>
 #include <memory>
 #include <string>
 
 #include "kernels/cpu_kernels.h"
 #include "volley/config/cluster_config.h"
+#include "volley/control/controller_client.h"
+#include "volley/daemon/role.h"
 #include "volley/model/weights.h"
 #include "volley/transport/fabric.h"
 #include "volley/v1/control.pb.h"
@@ -27,8 +31,8 @@ struct NodeSetup {
 /// Reads config files and headers, no tensors. Errors: as Checkpoint::open and select_cpu_kernels.
 Result<NodeSetup> set_up_node(const config::ClusterConfig& config);
 
-/// Makes the fabric of a node; `listen` is "" for a node that only connects, which then has room for a link
-/// to every expert node.
+/// Makes the fabric of a node; `listen` is "" for a node that only connects, which then has room
+/// for a link to every expert node.
 Result<std::unique_ptr<transport::Fabric>> make_node_fabric(const config::ClusterConfig& config,
                                                             const NodeSetup& setup,
                                                             const transport::NodeIdentity& self,
@@ -38,6 +42,13 @@ Result<std::unique_ptr<transport::Fabric>> make_node_fabric(const config::Cluste
 /// The registration's fields that do not depend on the role.
 v1::NodeRegistration make_registration(const config::ClusterConfig& config, const NodeSetup& setup,
                                        v1::Role role, const transport::NodeIdentity& self);
+
+/// Joins the cluster and logs when the connection comes and goes. The callbacks run as
+/// ControllerClient says.
+Result<std::unique_ptr<control::ControllerClient>> join_cluster(
+    const config::ClusterConfig& config, v1::NodeRegistration registration,
+    std::function<v1::NodeHealth()> health, std::function<void(const v1::ClusterView&)> on_view,
+    OnFailure on_refused);
 
 /// Resident memory of this process.
 uint64_t resident_bytes();

@@ -30,6 +30,8 @@ struct AttentionEngineOptions {
   uint32_t kv_blocks = 0;               ///< 0: enough for sequences_max / 4 sequences of full length.
   protocol::LinkGeometry geometry;      ///< Of the fabric's links; see AttentionEngine::geometry().
   Nanos link_timeout = kSecond;
+  /// Called on the engine thread after status().ready has changed; must not block.
+  std::function<void()> on_ready_changed{};
 };
 
 /// Receives a sequence's outputs. Called on the engine thread, in order, and must not block; the last call has
