@@ -1,3 +1,6 @@
+// The lists, counts and deadlines that follow from where each sequence is. The lists have their
+// memory from the start: what a step calls for sequences that go on allocates nothing.
+
 #include "sequence_table.h"
 
 #include <algorithm>
