@@ -1,60 +1,24 @@
 // Iteration-level batching. The order of acceptance is the age of a sequence and decides every
-// conflict: who is admitted, who gets blocks, who loses them. Both lists of live sequences are kept
-// in that order.
+// conflict: who is admitted, who gets blocks, who loses them. SequenceTable keeps where each
+// sequence is; what becomes of it is decided here.
 
 #include "volley/scheduler/batch_scheduler.h"
 
 #include <algorithm>
-#include <set>
 #include <utility>
 
+#include "sequence_table.h"
 #include "volley/base/check.h"
 
 namespace volley::scheduler {
 
 namespace {
 
-struct Sequence {
-  SequenceId id;
-  uint64_t order = 0;  ///< Ascending with acceptance: smaller is older.
-  std::vector<int32_t> tokens;
-  uint32_t new_tokens = 0;
-  uint32_t new_tokens_max = 0;
-  std::vector<int32_t> stop_tokens;
-  Nanos deadline = 0;
-
-  std::vector<uint32_t> blocks;
-  uint32_t computed = 0;     ///< Tokens whose keys and values are in the blocks.
-  uint32_t prefill_end = 0;  ///< Tokens that were known at admission: up to here it is prefill.
-  uint32_t micro_batch = 0;  ///< While running.
-  bool running = false;      ///< Else waiting, or ended inside its step.
-  bool in_step = false;
-  bool ended = false;  ///< Its last output is out; only its step keeps it.
-  bool preempt_after_step = false;
-
-  uint32_t known() const { return static_cast<uint32_t>(tokens.size()); }
-  uint32_t remaining() const { return known() - computed; }
-  bool decoding() const { return computed >= prefill_end; }
-};
-
 struct Step {
   StepPlan plan;
   std::vector<Sequence*> sequences;  ///< Per chunk.
   bool running = false;
 };
-
-void insert_by_age(std::vector<Sequence*>& list, Sequence* sequence) {
-  const auto place =
-      std::upper_bound(list.begin(), list.end(), sequence,
-                       [](const Sequence* a, const Sequence* b) { return a->order < b->order; });
-  list.insert(place, sequence);
-}
-
-void erase_from(std::vector<Sequence*>& list, Sequence* sequence) {
-  const auto place = std::find(list.begin(), list.end(), sequence);
-  VOLLEY_CHECK(place != list.end());
-  list.erase(place);
-}
 
 }  // namespace
 
@@ -64,15 +28,8 @@ struct BatchScheduler::Impl {
   SchedulerOptions options;
   cache::BlockAllocator blocks;
   uint32_t active;
-  uint64_t next_order = 1;
-  std::map<SequenceId, std::unique_ptr<Sequence>> sequences;
-  std::vector<Sequence*>
-      waiting;  ///< Oldest first, hence preempted ones ahead of those that never ran.
-  std::vector<Sequence*> running;  ///< Oldest first.
-  uint32_t ended_in_step = 0;      ///< Ended, but still held by a step.
-  std::set<std::pair<Nanos, SequenceId>> deadlines;
+  SequenceTable table;
   std::vector<Step> steps;
-  std::vector<uint32_t> counts;  ///< Running sequences per micro-batch.
   std::vector<SequenceOutput> outputs;
   std::vector<SequenceId> expired;           ///< Scratch of tick().
   std::vector<Sequence*> decodes, prefills;  ///< Scratch of plan().
@@ -91,7 +48,6 @@ struct BatchScheduler::Impl {
   bool acquire(Sequence* sequence, uint32_t token_count);
   void serve_claim();
   void rebalance();
-  void move(Sequence* sequence, uint32_t micro_batch);
   uint32_t quota() const;
   bool can_admit(uint32_t micro_batch) const;
   void add_to_step(Step& step, Sequence* sequence, uint32_t rows);
@@ -101,21 +57,21 @@ struct BatchScheduler::Impl {
 };
 
 BatchScheduler::Impl::Impl(const SchedulerOptions& given)
-    : options(given), blocks(given.block_count), active(given.micro_batches) {
+    : options(given),
+      blocks(given.block_count),
+      active(given.micro_batches),
+      table(given.micro_batches, given.sequences_max, given.waiting_max) {
   VOLLEY_CHECK(options.micro_batches >= 1 && options.tokens_per_step_max >= 1);
   VOLLEY_CHECK(options.sequences_max >= 1 && options.waiting_max >= 1);
   VOLLEY_CHECK(options.block_tokens >= 1 && options.sequence_tokens_max >= 2);
   VOLLEY_CHECK(cache::blocks_for(options.sequence_tokens_max, options.block_tokens) <=
                options.block_count);
   steps.resize(options.micro_batches);
-  counts.resize(options.micro_batches, 0);
   const size_t in_step_max = std::min(options.sequences_max, options.tokens_per_step_max);
   for (Step& step : steps) {
     step.plan.chunks.reserve(in_step_max);
     step.sequences.reserve(in_step_max);
   }
-  running.reserve(options.sequences_max);
-  waiting.reserve(size_t{options.waiting_max} + options.sequences_max);
   decodes.reserve(options.sequences_max);
   prefills.reserve(options.sequences_max);
   outputs.reserve(options.sequences_max);
@@ -126,21 +82,9 @@ void BatchScheduler::Impl::end(Sequence* sequence, SequenceOutput output) {
   VOLLEY_CHECK(!sequence->ended && output.ended());
   ++(output.status.ok() ? stats.finished : stats.failed);
   outputs.push_back(std::move(output));
-  sequence->ended = true;
   if (claimant == sequence) claimant = nullptr;
-  if (sequence->deadline != 0) deadlines.erase({sequence->deadline, sequence->id});
-  if (sequence->running) {
-    erase_from(running, sequence);
-    --counts[sequence->micro_batch];
-    sequence->running = false;
-  } else {
-    erase_from(waiting, sequence);
-  }
-  if (sequence->in_step) {
-    ++ended_in_step;
-  } else {
-    leave(sequence);
-  }
+  table.end(*sequence);
+  if (!sequence->in_step) leave(sequence);
 }
 
 void BatchScheduler::Impl::end_with(Sequence* sequence, const Status& status) {
@@ -153,27 +97,22 @@ void BatchScheduler::Impl::end_with(Sequence* sequence, const Status& status) {
 
 /// Frees everything an ended sequence holds.
 void BatchScheduler::Impl::leave(Sequence* sequence) {
-  VOLLEY_CHECK(sequence->ended && !sequence->in_step);
   blocks.release(sequence->blocks);
-  sequences.erase(sequence->id);
+  table.erase(*sequence);
 }
 
 void BatchScheduler::Impl::preempt(Sequence* sequence) {
-  VOLLEY_CHECK(sequence->running && !sequence->in_step);
+  table.send_back(*sequence);
   blocks.release(sequence->blocks);
   sequence->computed = 0;
   sequence->preempt_after_step = false;
-  erase_from(running, sequence);
-  --counts[sequence->micro_batch];
-  sequence->running = false;
-  insert_by_age(waiting, sequence);
   if (claimant == sequence) claimant = nullptr;  // At the head of the queue it claims anew.
   ++stats.preemptions;
 }
 
 /// Preempts the youngest running sequence that is in no step and younger than `sequence`, if any.
 bool BatchScheduler::Impl::preempt_younger(const Sequence* sequence) {
-  for (auto it = running.rbegin(); it != running.rend(); ++it) {
+  for (auto it = table.running().rbegin(); it != table.running().rend(); ++it) {
     if ((*it)->order <= sequence->order) return false;
     if ((*it)->in_step) continue;
     preempt(*it);
@@ -206,41 +145,37 @@ void BatchScheduler::Impl::serve_claim() {
   }
 }
 
-void BatchScheduler::Impl::move(Sequence* sequence, uint32_t micro_batch) {
-  --counts[sequence->micro_batch];
-  sequence->micro_batch = micro_batch;
-  ++counts[micro_batch];
-}
-
 /// Hands sequences that are in no step, youngest first, from the fullest to the emptiest
 /// micro-batch, and all of them out of those that are not active.
 void BatchScheduler::Impl::rebalance() {
-  for (auto it = running.rbegin(); it != running.rend(); ++it) {
+  for (auto it = table.running().rbegin(); it != table.running().rend(); ++it) {
     Sequence* sequence = *it;
     if (sequence->in_step) continue;
+    const auto counts = table.counts();
     const auto active_end = counts.begin() + active;
     const auto fewest =
         static_cast<uint32_t>(std::min_element(counts.begin(), active_end) - counts.begin());
     const uint32_t own = sequence->micro_batch;
-    if (own >= active || counts[own] > counts[fewest] + 1) move(sequence, fewest);
+    if (own >= active || counts[own] > counts[fewest] + 1) table.move(*sequence, fewest);
   }
 }
 
 /// The running sequences that one micro-batch may have once all that can be admitted are.
 uint32_t BatchScheduler::Impl::quota() const {
-  const size_t live = std::min<size_t>(running.size() + waiting.size(), options.sequences_max);
+  const size_t live =
+      std::min<size_t>(table.running().size() + table.waiting().size(), options.sequences_max);
   return static_cast<uint32_t>((live + active - 1) / active);
 }
 
 bool BatchScheduler::Impl::can_admit(uint32_t micro_batch) const {
-  return !waiting.empty() && running.size() + ended_in_step < options.sequences_max &&
-         counts[micro_batch] < quota();
+  return !table.waiting().empty() && table.held_count() < options.sequences_max &&
+         table.counts()[micro_batch] < quota();
 }
 
 void BatchScheduler::Impl::add_to_step(Step& step, Sequence* sequence, uint32_t rows) {
-  VOLLEY_CHECK(rows > 0 && rows <= sequence->remaining() && !sequence->in_step);
+  VOLLEY_CHECK(rows > 0 && rows <= sequence->remaining());
   (sequence->decoding() ? stats.decode_tokens : stats.prefill_tokens) += rows;
-  sequence->in_step = true;
+  table.enter_step(*sequence);
   step.sequences.push_back(sequence);
   step.plan.chunks.push_back({.sequence = sequence->id,
                               .first_row = 0,
@@ -255,7 +190,7 @@ void BatchScheduler::Impl::select(uint32_t micro_batch, Step& step) {
   uint32_t budget = options.tokens_per_step_max;
   decodes.clear();
   prefills.clear();
-  for (Sequence* sequence : running) {
+  for (Sequence* sequence : table.running()) {
     if (sequence->micro_batch != micro_batch) continue;
     VOLLEY_CHECK(!sequence->in_step);
     (sequence->decoding() ? decodes : prefills).push_back(sequence);
@@ -264,8 +199,9 @@ void BatchScheduler::Impl::select(uint32_t micro_batch, Step& step) {
   // Decoding ones first; but when the oldest of all has still to be prefilled, one row is kept for
   // it, so that decoding younger ones cannot take the whole budget step after step (SCHED-1).
   const uint64_t oldest_decode = decodes.empty() ? UINT64_MAX : decodes.front()->order;
-  const bool older_prefill = (!prefills.empty() && prefills.front()->order < oldest_decode) ||
-                             (can_admit(micro_batch) && waiting.front()->order < oldest_decode);
+  const bool older_prefill =
+      (!prefills.empty() && prefills.front()->order < oldest_decode) ||
+      (can_admit(micro_batch) && table.waiting().front()->order < oldest_decode);
   const uint32_t reserved = older_prefill ? 1 : 0;
   for (Sequence* sequence : decodes) {
     if (budget <= reserved) break;
@@ -285,17 +221,13 @@ void BatchScheduler::Impl::select(uint32_t micro_batch, Step& step) {
       ++next_prefill;
     }
     Sequence* sequence = next_prefill < prefills.size() ? prefills[next_prefill] : nullptr;
-    const bool admit =
-        can_admit(micro_batch) && (sequence == nullptr || waiting.front()->order < sequence->order);
+    const bool admit = can_admit(micro_batch) &&
+                       (sequence == nullptr || table.waiting().front()->order < sequence->order);
     if (admit) {
-      sequence = waiting.front();
+      sequence = table.waiting().front();
       if (!acquire(sequence, sequence->known()))
         break;  // First in, first out: nobody overtakes it.
-      erase_from(waiting, sequence);
-      insert_by_age(running, sequence);
-      sequence->running = true;
-      sequence->micro_batch = micro_batch;
-      ++counts[micro_batch];
+      table.admit(*sequence, micro_batch);
       sequence->prefill_end = sequence->known();
     } else if (sequence != nullptr) {
       ++next_prefill;
@@ -337,9 +269,8 @@ void BatchScheduler::Impl::accept_sample(Sequence* sequence, const Sampled& samp
 /// After complete() or abort_step(): lets go of the sequences of the step.
 void BatchScheduler::Impl::close_step(Step& step) {
   for (Sequence* sequence : step.sequences) {
-    sequence->in_step = false;
+    table.leave_step(*sequence);
     if (sequence->ended) {
-      --ended_in_step;
       leave(sequence);
     } else if (sequence->preempt_after_step) {
       preempt(sequence);
@@ -370,14 +301,12 @@ Status BatchScheduler::submit(SequenceRequest request, Nanos now) {
     return make_status(StatusCode::kDeadlineExceeded, "the deadline passed {} ns ago",
                        now - request.deadline);
   }
-  if (s.waiting.size() >= s.options.waiting_max) {
-    return resource_exhausted("{} sequences wait, the limit is {}", s.waiting.size(),
+  if (s.table.waiting().size() >= s.options.waiting_max) {
+    return resource_exhausted("{} sequences wait, the limit is {}", s.table.waiting().size(),
                               s.options.waiting_max);
   }
-  VOLLEY_CHECK(!s.sequences.contains(request.id));
   auto sequence = std::make_unique<Sequence>();
   sequence->id = request.id;
-  sequence->order = s.next_order++;
   sequence->tokens = std::move(request.tokens);
   sequence->new_tokens_max = request.max_new_tokens;
   sequence->stop_tokens = std::move(request.stop_tokens);
@@ -386,30 +315,24 @@ Status BatchScheduler::submit(SequenceRequest request, Nanos now) {
   sequence->tokens.reserve(length);
   sequence->blocks.reserve(
       cache::blocks_for(static_cast<uint32_t>(length), s.options.block_tokens));
-  if (sequence->deadline != 0) s.deadlines.insert({sequence->deadline, sequence->id});
-  s.waiting.push_back(sequence.get());
-  s.sequences.emplace(request.id, std::move(sequence));
+  s.table.add(std::move(sequence));
   ++s.stats.accepted;
   return ok_status();
 }
 
 void BatchScheduler::cancel(SequenceId id, const Status& status) {
-  const auto found = impl_->sequences.find(id);
-  if (found == impl_->sequences.end() || found->second->ended) return;
-  impl_->end_with(found->second.get(), status);
+  Sequence* const sequence = impl_->table.find(id);
+  if (sequence != nullptr && !sequence->ended) impl_->end_with(sequence, status);
 }
 
 void BatchScheduler::cancel_all(const Status& status) {
-  while (!impl_->running.empty()) impl_->end_with(impl_->running.front(), status);
-  while (!impl_->waiting.empty()) impl_->end_with(impl_->waiting.front(), status);
+  const SequenceTable& table = impl_->table;
+  while (!table.running().empty()) impl_->end_with(table.running().front(), status);
+  while (!table.waiting().empty()) impl_->end_with(table.waiting().front(), status);
 }
 
 void BatchScheduler::tick(Nanos now) {
-  impl_->expired.clear();
-  for (const auto& [deadline, id] : impl_->deadlines) {
-    if (deadline > now) break;
-    impl_->expired.push_back(id);
-  }
+  impl_->table.find_expired(now, impl_->expired);
   for (const SequenceId id : impl_->expired) {
     cancel(id, make_status(StatusCode::kDeadlineExceeded,
                            "the deadline passed before sequence {} was finished", id.value));
@@ -417,7 +340,7 @@ void BatchScheduler::tick(Nanos now) {
 }
 
 Nanos BatchScheduler::next_deadline() const {
-  return impl_->deadlines.empty() ? 0 : impl_->deadlines.begin()->first;
+  return impl_->table.next_deadline();
 }
 
 void BatchScheduler::set_active_micro_batches(uint32_t count) {
@@ -497,19 +420,19 @@ void BatchScheduler::take_outputs(std::vector<SequenceOutput>& out) {
 }
 
 void BatchScheduler::preempt(SequenceId id) {
-  const auto found = impl_->sequences.find(id);
-  if (found == impl_->sequences.end() || !found->second->running) return;
-  if (found->second->in_step) {
-    found->second->preempt_after_step = true;
+  Sequence* const sequence = impl_->table.find(id);
+  if (sequence == nullptr || !sequence->running) return;
+  if (sequence->in_step) {
+    sequence->preempt_after_step = true;
   } else {
-    impl_->preempt(found->second.get());
+    impl_->preempt(sequence);
   }
 }
 
 BatchScheduler::Stats BatchScheduler::stats() const {
   Stats stats = impl_->stats;
-  stats.waiting = static_cast<uint32_t>(impl_->waiting.size());
-  stats.running = static_cast<uint32_t>(impl_->running.size());
+  stats.waiting = static_cast<uint32_t>(impl_->table.waiting().size());
+  stats.running = static_cast<uint32_t>(impl_->table.running().size());
   stats.blocks_free = impl_->blocks.free_count();
   stats.blocks_total = impl_->blocks.block_count();
   return stats;
@@ -519,7 +442,7 @@ bool BatchScheduler::idle() const {
   for (const Step& step : impl_->steps) {
     if (step.running) return false;
   }
-  return impl_->waiting.empty() && impl_->running.empty();
+  return impl_->table.waiting().empty() && impl_->table.running().empty();
 }
 
 }  // namespace volley::scheduler

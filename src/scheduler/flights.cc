@@ -1,3 +1,6 @@
+// The bookkeeping of one fragment: which pair is in which flight, and in the end where its answer
+// lies. Nothing is sent here; the core posts what launch() makes.
+
 #include "flights.h"
 
 #include <algorithm>

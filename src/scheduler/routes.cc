@@ -1,3 +1,6 @@
+// Who can compute an expert now: a map version says who holds it, the links say who of them lives.
+// Readiness is the same question asked of every expert of the newest map.
+
 #include "routes.h"
 
 #include <algorithm>
