@@ -1,6 +1,6 @@
 #pragma once
 
-// Children of `volley up`: started before anything of gRPC runs, ended with it, never left behind.
+// Children of `volley up`: started with it, ended with it, never left behind.
 
 #include <sys/types.h>
 

@@ -56,6 +56,7 @@ class Supervisor {
   }
 
   int run() {
+    if (const Status status = check_free(); !status.ok()) return report(status);
     if (const Status status = start_all(); !status.ok()) return report(status);
     if (const int code = wait_ready(); code != kExitOk || stopping_) {
       stop_all();
@@ -71,6 +72,18 @@ class Supervisor {
   }
 
  private:
+  /// The controller of another cluster would answer for the nodes that are about to start, and call them ready.
+  /// Errors: kFailedPrecondition.
+  Status check_free() const {
+    VOLLEY_ASSIGN_OR_RETURN(const auto channel, control::make_channel({}, config_.controller.listen));
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(1));
+    v1::GetStatusResponse response;
+    if (!v1::Operator::NewStub(channel)->GetStatus(&context, {}, &response).ok()) return ok_status();
+    return failed_precondition("{}: controller.listen: a cluster of {} nodes already runs at {}", config_.file,
+                               response.view().members_size(), config_.controller.listen);
+  }
+
   Status start_all() {
     VOLLEY_RETURN_IF_ERROR(start("frontend", config_.frontend.name));
     for (const auto& node : config_.attention.nodes) VOLLEY_RETURN_IF_ERROR(start("attention", node.name));
