@@ -67,7 +67,8 @@ Status AttentionRole::listen(const std::string& address, std::string& bound) {
   builder.AddListeningPort(address, credentials, &port);
   builder.RegisterService(service_.get());
   server_ = builder.BuildAndStart();
-  if (server_ == nullptr || port == 0) return unavailable("{}: cannot listen on {}", name_, address);
+  if (server_ == nullptr || port == 0)
+    return unavailable("{}: cannot listen on {}", name_, address);
   bound = address.substr(0, address.rfind(':') + 1) + std::to_string(port);
   return ok_status();
 }
@@ -75,7 +76,8 @@ Status AttentionRole::listen(const std::string& address, std::string& bound) {
 Status AttentionRole::start(const config::ClusterConfig& config, OnFailure on_failure) {
   const auto& nodes = config.attention.nodes;
   const auto node = std::ranges::find(nodes, name_, &config::AttentionNodeConfig::name);
-  if (node == nodes.end()) return not_found("{}: attention.nodes: there is no '{}'", config.file, name_);
+  if (node == nodes.end())
+    return not_found("{}: attention.nodes: there is no '{}'", config.file, name_);
   VOLLEY_ASSIGN_OR_RETURN(const NodeSetup setup, set_up_node(config));
   const model::ModelSpec& spec = setup.checkpoint.spec;
   layers_ = spec.layer_count();
@@ -87,22 +89,22 @@ Status AttentionRole::start(const config::ClusterConfig& config, OnFailure on_fa
   VOLLEY_ASSIGN_OR_RETURN(const auto source, setup.checkpoint.source());
   VOLLEY_ASSIGN_OR_RETURN(auto weights, model::AttentionWeights::load(spec, *source, setup.dtype));
   const Nanos link_timeout = Nanos{config.transport.link_timeout_ms} * kMillisecond;
-  VOLLEY_ASSIGN_OR_RETURN(
-      engine_, engine::AttentionEngine::create(
-                   {.name = name_,
-                    .incarnation = self.incarnation,
-                    .dtype = setup.dtype,
-                    .threads = node->threads,
-                    .micro_batches = config.transport.micro_batches,
-                    .adaptive_micro_batches = config.transport.adaptive_micro_batches,
-                    .tokens_per_step_max = config.attention.tokens_per_step,
-                    .sequences_max = config.attention.sequences_max,
-                    .waiting_max = config.attention.waiting_max,
-                    .sequence_tokens_max = setup.sequence_tokens_max,
-                    .kv_blocks = config.attention.kv_blocks,
-                    .geometry = setup.geometry,
-                    .link_timeout = link_timeout},
-                   spec, std::move(weights), *setup.kernels, std::move(fabric)));
+  VOLLEY_ASSIGN_OR_RETURN(engine_,
+                          engine::AttentionEngine::create(
+                              {.name = name_,
+                               .incarnation = self.incarnation,
+                               .dtype = setup.dtype,
+                               .threads = node->threads,
+                               .micro_batches = config.transport.micro_batches,
+                               .adaptive_micro_batches = config.transport.adaptive_micro_batches,
+                               .tokens_per_step_max = config.attention.tokens_per_step,
+                               .sequences_max = config.attention.sequences_max,
+                               .waiting_max = config.attention.waiting_max,
+                               .sequence_tokens_max = setup.sequence_tokens_max,
+                               .kv_blocks = config.attention.kv_blocks,
+                               .geometry = setup.geometry,
+                               .link_timeout = link_timeout},
+                              spec, std::move(weights), *setup.kernels, std::move(fabric)));
   v1::NodeRegistration registration = make_registration(config, setup, v1::ROLE_ATTENTION, self);
   std::string address;
   VOLLEY_RETURN_IF_ERROR(listen(node->listen, address));
@@ -113,18 +115,19 @@ Status AttentionRole::start(const config::ClusterConfig& config, OnFailure on_fa
   pulse_ = std::make_unique<transport::PulseThread>([this] { engine_->pulse(); }, link_timeout / 4);
   VOLLEY_ASSIGN_OR_RETURN(
       client_, control::ControllerClient::start(
-      {.address = config.controller.listen, .registration = std::move(registration)},
-      {.health = [this] { return health(); },
-       .on_view = [this](const v1::ClusterView& view) { on_view(view); },
-       .on_refused = std::move(on_failure),
-       .on_connection =
-           [this](const Status& status) {
-             if (status.ok()) {
-               spdlog::info("{}: joined the cluster", name_);
-             } else {
-               spdlog::warn("{}: not joined, trying again: {}", name_, message_of(status));
-             }
-           }}));
+                   {.address = config.controller.listen, .registration = std::move(registration)},
+                   {.health = [this] { return health(); },
+                    .on_view = [this](const v1::ClusterView& view) { on_view(view); },
+                    .on_refused = std::move(on_failure),
+                    .on_connection =
+                        [this](const Status& status) {
+                          if (status.ok()) {
+                            spdlog::info("{}: joined the cluster", name_);
+                          } else {
+                            spdlog::warn("{}: not joined, trying again: {}", name_,
+                                         message_of(status));
+                          }
+                        }}));
   // Last: from here on nothing fails, so the destructor finds a client wherever it finds a thread.
   engine_thread_ = std::jthread([engine = engine_.get()] { engine->run(); });
   return ok_status();

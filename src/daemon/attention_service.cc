@@ -13,10 +13,11 @@ namespace {
 using scheduler::FinishReason;
 using scheduler::SequenceOutput;
 
-/// Streams one sequence. Lives until both gRPC (OnDone) and the engine (an ended() output) are through.
+/// Streams one sequence. Lives until both gRPC (OnDone) and the engine (an ended() output) are
+/// through.
 ///
-/// Threads: on_output() on the engine thread, the rest on gRPC's; `mutex_` guards everything. What a slow
-/// reader leaves behind is merged into one chunk, at most max_new_tokens tokens.
+/// Threads: on_output() on the engine thread, the rest on gRPC's; `mutex_` guards everything. What
+/// a slow reader leaves behind is merged into one chunk, at most max_new_tokens tokens.
 class RunReactor final : public grpc::ServerWriteReactor<v1::RunChunk>, public engine::OutputSink {
  public:
   RunReactor(engine::AttentionEngine& engine, engine::GenerationRequest request) : engine_(engine) {
@@ -115,7 +116,8 @@ class RunReactor final : public grpc::ServerWriteReactor<v1::RunChunk>, public e
 
 Status check_sampling(const v1::RunRequest& request) {
   if (!(request.temperature() >= 0) || !std::isfinite(request.temperature())) {
-    return invalid_argument("temperature is {}; it must be finite and at least 0", request.temperature());
+    return invalid_argument("temperature is {}; it must be finite and at least 0",
+                            request.temperature());
   }
   if (!(request.top_p() > 0 && request.top_p() <= 1)) {
     return invalid_argument("top_p is {}; it must be in (0, 1]", request.top_p());
@@ -147,7 +149,8 @@ Nanos monotonic_deadline(const grpc::CallbackServerContext& context) {
 
 grpc::ServerWriteReactor<v1::RunChunk>* AttentionService::Run(grpc::CallbackServerContext* context,
                                                               const v1::RunRequest* request) {
-  if (const Status status = check_sampling(*request); !status.ok()) return new RefusedReactor(status);
+  if (const Status status = check_sampling(*request); !status.ok())
+    return new RefusedReactor(status);
   engine::GenerationRequest generation;
   generation.tokens.assign(request->token_ids().begin(), request->token_ids().end());
   generation.max_new_tokens = request->max_new_tokens();

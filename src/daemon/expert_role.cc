@@ -47,7 +47,8 @@ class ExpertRole final : public Role {
 Status ExpertRole::start(const config::ClusterConfig& config, OnFailure on_failure) {
   const auto& nodes = config.expert.nodes;
   const auto node = std::ranges::find(nodes, name_, &config::ExpertNodeConfig::name);
-  if (node == nodes.end()) return not_found("{}: expert.nodes: there is no '{}'", config.file, name_);
+  if (node == nodes.end())
+    return not_found("{}: expert.nodes: there is no '{}'", config.file, name_);
   VOLLEY_ASSIGN_OR_RETURN(const NodeSetup setup, set_up_node(config));
   const model::ModelSpec& spec = setup.checkpoint.spec;
   const uint32_t expert_count = spec.layers.front().moe.experts;
@@ -57,15 +58,15 @@ Status ExpertRole::start(const config::ClusterConfig& config, OnFailure on_failu
           : protocol::default_experts(expert_count, static_cast<uint32_t>(node - nodes.begin()),
                                       static_cast<uint32_t>(nodes.size()));
   if (experts.empty()) {
-    return failed_precondition("{}: {} expert nodes share {} experts; none is left for {}", config.file,
-                               nodes.size(), expert_count, name_);
+    return failed_precondition("{}: {} expert nodes share {} experts; none is left for {}",
+                               config.file, nodes.size(), expert_count, name_);
   }
   std::vector<model::ExpertWeights::Key> keys;
   for (uint32_t layer = 0; layer < spec.layer_count(); ++layer) {
     for (const uint32_t expert : experts) {
       if (expert >= expert_count) {
-        return invalid_argument("{}: expert node {} lists expert {}; the model has {}", config.file, name_,
-                                expert, expert_count);
+        return invalid_argument("{}: expert node {} lists expert {}; the model has {}", config.file,
+                                name_, expert, expert_count);
       }
       keys.push_back({.layer = layer, .expert = expert});
     }
@@ -77,9 +78,9 @@ Status ExpertRole::start(const config::ClusterConfig& config, OnFailure on_failu
     const uint64_t word = random_u64();
     std::copy_n(reinterpret_cast<const uint8_t*>(&word), sizeof word, key.begin() + i);
   }
-  VOLLEY_ASSIGN_OR_RETURN(auto fabric,
-                          make_node_fabric(config, setup, self, key,
-                                           config.transport.fabric == "tcp" ? node->data_listen : "auto"));
+  VOLLEY_ASSIGN_OR_RETURN(
+      auto fabric, make_node_fabric(config, setup, self, key,
+                                    config.transport.fabric == "tcp" ? node->data_listen : "auto"));
   v1::NodeRegistration registration = make_registration(config, setup, v1::ROLE_EXPERT, self);
   registration.set_fabric_address(fabric->address());
   registration.set_link_key(key.data(), key.size());
@@ -87,23 +88,24 @@ Status ExpertRole::start(const config::ClusterConfig& config, OnFailure on_failu
 
   const Nanos load_start = monotonic_now();
   VOLLEY_ASSIGN_OR_RETURN(const auto source, setup.checkpoint.source());
-  VOLLEY_ASSIGN_OR_RETURN(auto weights, model::ExpertWeights::load(spec, *source, setup.dtype, keys));
+  VOLLEY_ASSIGN_OR_RETURN(auto weights,
+                          model::ExpertWeights::load(spec, *source, setup.dtype, keys));
   const Nanos link_timeout = Nanos{config.transport.link_timeout_ms} * kMillisecond;
   VOLLEY_ASSIGN_OR_RETURN(
-      engine_,
-      engine::ExpertEngine::create({.name = name_,
-                                    .incarnation = self.incarnation,
-                                    .dtype = setup.dtype,
-                                    .threads = node->threads,
-                                    .geometry = setup.geometry,
-                                    .links_max = config.transport.links_max,
-                                    .gather_window_max =
-                                        Nanos{config.transport.gather_window_us} * kMicrosecond,
-                                    .link_timeout = link_timeout},
-                                   spec, std::move(weights), *setup.kernels, std::move(fabric)));
-  spdlog::info("{}: {} experts of {} layers loaded in {} ms; {} kernels; data plane {} at {}", name_,
-               experts.size(), spec.layer_count(), (monotonic_now() - load_start) / kMillisecond,
-               setup.kernels->name, config.transport.fabric, registration.fabric_address());
+      engine_, engine::ExpertEngine::create(
+                   {.name = name_,
+                    .incarnation = self.incarnation,
+                    .dtype = setup.dtype,
+                    .threads = node->threads,
+                    .geometry = setup.geometry,
+                    .links_max = config.transport.links_max,
+                    .gather_window_max = Nanos{config.transport.gather_window_us} * kMicrosecond,
+                    .link_timeout = link_timeout},
+                   spec, std::move(weights), *setup.kernels, std::move(fabric)));
+  spdlog::info("{}: {} experts of {} layers loaded in {} ms; {} kernels; data plane {} at {}",
+               name_, experts.size(), spec.layer_count(),
+               (monotonic_now() - load_start) / kMillisecond, setup.kernels->name,
+               config.transport.fabric, registration.fabric_address());
 
   pulse_ = std::make_unique<transport::PulseThread>([this] { engine_->pulse(); }, link_timeout / 4);
   VOLLEY_ASSIGN_OR_RETURN(
@@ -131,17 +133,18 @@ v1::NodeHealth ExpertRole::health() const {
   health.set_ready(true);
   health.set_steps(status.runs);
   health.set_links(status.links);
-  health.set_merged_gather_share(status.mergeable_runs == 0 ? 0
-                                                            : static_cast<double>(status.merged_runs) /
-                                                                  static_cast<double>(status.mergeable_runs));
+  health.set_merged_gather_share(status.mergeable_runs == 0
+                                     ? 0
+                                     : static_cast<double>(status.merged_runs) /
+                                           static_cast<double>(status.mergeable_runs));
   health.set_resident_bytes(resident_bytes());
   return health;
 }
 
 }  // namespace
 
-Result<std::unique_ptr<Role>> start_expert(const config::ClusterConfig& config, const std::string& node,
-                                           OnFailure on_failure) {
+Result<std::unique_ptr<Role>> start_expert(const config::ClusterConfig& config,
+                                           const std::string& node, OnFailure on_failure) {
   auto role = std::make_unique<ExpertRole>(node);
   VOLLEY_RETURN_IF_ERROR(role->start(config, std::move(on_failure)));
   return role;

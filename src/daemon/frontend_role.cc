@@ -25,8 +25,8 @@ constexpr Nanos kCloseTimeout = kSecond;
 
 uint32_t microseconds_within_second() {
   const auto now = std::chrono::system_clock::now().time_since_epoch();
-  return static_cast<uint32_t>(
-      std::chrono::duration_cast<std::chrono::microseconds>(now).count() % 1'000'000);
+  return static_cast<uint32_t>(std::chrono::duration_cast<std::chrono::microseconds>(now).count() %
+                               1'000'000);
 }
 
 /// The public API and, on a port of its own, the controller.
@@ -48,9 +48,8 @@ class FrontendRole final : public Role {
       return;
     }
     if (server_ == nullptr) return;
-    drainer_ = std::thread([this, deadline] {
-      server_->drain(std::max<Nanos>(0, deadline - monotonic_now()));
-    });
+    drainer_ = std::thread(
+        [this, deadline] { server_->drain(std::max<Nanos>(0, deadline - monotonic_now())); });
   }
   void join() override {
     if (drainer_.joinable()) drainer_.join();
@@ -119,7 +118,8 @@ Status FrontendRole::start(const config::ClusterConfig& config, OnFailure on_fai
                                    .min_p = spec.sampling.min_p},
       std::shared_ptr<const model::Tokenizer>(std::move(tokenizer)));
 
-  VOLLEY_ASSIGN_OR_RETURN(const uint32_t term, control::take_next_term(config.controller.state_dir));
+  VOLLEY_ASSIGN_OR_RETURN(const uint32_t term,
+                          control::take_next_term(config.controller.state_dir));
   controller_ = std::make_unique<control::ControllerService>(
       control::ControllerOptions{
           .layers = spec.layer_count(),
@@ -132,10 +132,10 @@ Status FrontendRole::start(const config::ClusterConfig& config, OnFailure on_fai
           .geometry = control::to_proto(setup.geometry)},
       term, [this](const v1::ClusterView& view) { inference_->update_view(view); });
   VOLLEY_RETURN_IF_ERROR(start_control_server(config.controller.listen));
-  VOLLEY_ASSIGN_OR_RETURN(server_, frontend::FrontendServer::start(
-                                       {.listen = {config.frontend.listen},
-                                        .reflection = config.frontend.reflection},
-                                       *inference_, {}));
+  VOLLEY_ASSIGN_OR_RETURN(
+      server_, frontend::FrontendServer::start(
+                   {.listen = {config.frontend.listen}, .reflection = config.frontend.reflection},
+                   *inference_, {}));
   spdlog::info("{}: API at {}, controller at {}", name_, server_->addresses().front(),
                config.controller.listen);
 
@@ -143,30 +143,30 @@ Status FrontendRole::start(const config::ClusterConfig& config, OnFailure on_fai
   const transport::NodeIdentity self{.name = name_, .incarnation = Incarnation{random_u64()}};
   v1::NodeRegistration registration = make_registration(config, setup, v1::ROLE_FRONTEND, self);
   registration.set_grpc_address(server_->addresses().front());
-  VOLLEY_ASSIGN_OR_RETURN(client_,
-                          control::ControllerClient::start(
-                              {.address = config.controller.listen,
-                               .registration = std::move(registration)},
-                              {.health =
-                                   [this] {
-                                     const frontend::FrontendStats stats = inference_->stats();
-                                     v1::NodeHealth health;
-                                     health.set_reason(inference_->not_serving_reason());
-                                     health.set_ready(health.reason().empty());
-                                     health.set_running(stats.in_flight);
-                                     health.set_waiting(stats.waiting);
-                                     health.set_resident_bytes(resident_bytes());
-                                     return health;
-                                   },
-                               .on_view = [](const v1::ClusterView&) {},
-                               .on_refused = std::move(on_failure),
-                               .on_connection = {}}));
+  VOLLEY_ASSIGN_OR_RETURN(
+      client_, control::ControllerClient::start(
+                   {.address = config.controller.listen, .registration = std::move(registration)},
+                   {.health =
+                        [this] {
+                          const frontend::FrontendStats stats = inference_->stats();
+                          v1::NodeHealth health;
+                          health.set_reason(inference_->not_serving_reason());
+                          health.set_ready(health.reason().empty());
+                          health.set_running(stats.in_flight);
+                          health.set_waiting(stats.waiting);
+                          health.set_resident_bytes(resident_bytes());
+                          return health;
+                        },
+                    .on_view = [](const v1::ClusterView&) {},
+                    .on_refused = std::move(on_failure),
+                    .on_connection = {}}));
   return ok_status();
 }
 
 }  // namespace
 
-Result<std::unique_ptr<Role>> start_frontend(const config::ClusterConfig& config, OnFailure on_failure) {
+Result<std::unique_ptr<Role>> start_frontend(const config::ClusterConfig& config,
+                                             OnFailure on_failure) {
   auto role = std::make_unique<FrontendRole>(config.frontend.name);
   VOLLEY_RETURN_IF_ERROR(role->start(config, std::move(on_failure)));
   return role;

@@ -39,12 +39,14 @@ class JsonFormatter : public spdlog::formatter {
 
 }  // namespace
 
-Status set_up_logging(const std::string& level, const std::string& format, const std::string& node) {
+Status set_up_logging(const std::string& level, const std::string& format,
+                      const std::string& node) {
   static const std::string kLevels[] = {"trace", "debug", "info", "warn", "error"};
   if (std::ranges::find(kLevels, level) == std::end(kLevels)) {
     return invalid_argument("log level '{}' is not one of trace, debug, info, warn, error", level);
   }
-  auto logger = std::make_shared<spdlog::logger>("volley", std::make_shared<spdlog::sinks::stderr_sink_mt>());
+  auto logger =
+      std::make_shared<spdlog::logger>("volley", std::make_shared<spdlog::sinks::stderr_sink_mt>());
   if (format == "json") {
     logger->set_formatter(std::make_unique<JsonFormatter>(node));
   } else if (format == "text") {

@@ -19,10 +19,10 @@ constexpr uint32_t kSequenceTokensDefaultMax = 8192;
 
 Result<NodeSetup> set_up_node(const config::ClusterConfig& config) {
   NodeSetup setup;
-  VOLLEY_ASSIGN_OR_RETURN(
-      setup.checkpoint, config.model.dummy_weights
-                            ? model::Checkpoint::open_dummy(config.model.path, config.model.dummy_seed)
-                            : model::Checkpoint::open(config.model.path));
+  VOLLEY_ASSIGN_OR_RETURN(setup.checkpoint, config.model.dummy_weights
+                                                ? model::Checkpoint::open_dummy(
+                                                      config.model.path, config.model.dummy_seed)
+                                                : model::Checkpoint::open(config.model.path));
   VOLLEY_ASSIGN_OR_RETURN(setup.kernels, kernels::select_cpu_kernels(config.cpu_isa));
   setup.dtype = config.model.dtype == "f32" ? kernels::DType::kF32 : kernels::DType::kBf16;
   const model::ModelSpec& spec = setup.checkpoint.spec;
@@ -30,16 +30,17 @@ Result<NodeSetup> set_up_node(const config::ClusterConfig& config) {
                                                      config.transport.slot_rows, setup.dtype);
   const uint32_t limit = config.attention.sequence_tokens;
   if (limit > spec.max_positions) {
-    return invalid_argument("{}: attention.sequence_tokens: {} is more than the model's {} positions",
-                            config.file, limit, spec.max_positions);
+    return invalid_argument(
+        "{}: attention.sequence_tokens: {} is more than the model's {} positions", config.file,
+        limit, spec.max_positions);
   }
   setup.sequence_tokens_max =
       limit != 0 ? limit : std::min(spec.max_positions, kSequenceTokensDefaultMax);
-  // All instruction sets of the CPU backend give equal bits (kernels/cpu_kernels.h), so the set is not part
-  // of it; the compiler and its math library are.
+  // All instruction sets of the CPU backend give equal bits (kernels/cpu_kernels.h), so the set is
+  // not part of it; the compiler and its math library are.
   setup.numerics_fingerprint =
-      fmt::format("cpu/fma-1/{}/tp1/{}/libc-{}", kernels::dtype_name(setup.dtype),
-                                           __VERSION__, ::gnu_get_libc_version());
+      fmt::format("cpu/fma-1/{}/tp1/{}/libc-{}", kernels::dtype_name(setup.dtype), __VERSION__,
+                  ::gnu_get_libc_version());
   return setup;
 }
 
@@ -48,16 +49,16 @@ Result<std::unique_ptr<transport::Fabric>> make_node_fabric(const config::Cluste
                                                             const transport::NodeIdentity& self,
                                                             const transport::LinkKey& key,
                                                             const std::string& listen) {
-  return transport::make_fabric(config.transport.fabric,
-                                {.self = self,
-                                 .geometry = setup.geometry,
-                                 .links_max = listen.empty()
-                                                  ? static_cast<uint32_t>(config.expert.nodes.size())
-                                                  : config.transport.links_max,
-                                 .layers = setup.checkpoint.spec.layer_count(),
-                                 .dtype = static_cast<uint8_t>(setup.dtype),
-                                 .key = key,
-                                 .listen = listen});
+  return transport::make_fabric(
+      config.transport.fabric,
+      {.self = self,
+       .geometry = setup.geometry,
+       .links_max = listen.empty() ? static_cast<uint32_t>(config.expert.nodes.size())
+                                   : config.transport.links_max,
+       .layers = setup.checkpoint.spec.layer_count(),
+       .dtype = static_cast<uint8_t>(setup.dtype),
+       .key = key,
+       .listen = listen});
 }
 
 v1::NodeRegistration make_registration(const config::ClusterConfig& config, const NodeSetup& setup,

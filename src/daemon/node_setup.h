@@ -1,6 +1,7 @@
 #pragma once
 
-// What attention and expert nodes do alike when they start: open the checkpoint, make the fabric, register.
+// What attention and expert nodes do alike when they start: open the checkpoint, make the fabric,
+// register.
 
 #include <memory>
 #include <string>
@@ -27,8 +28,8 @@ struct NodeSetup {
 /// Reads config files and headers, no tensors. Errors: as Checkpoint::open and select_cpu_kernels.
 Result<NodeSetup> set_up_node(const config::ClusterConfig& config);
 
-/// Makes the fabric of a node; `listen` is "" for a node that only connects, which then has room for a link
-/// to every expert node.
+/// Makes the fabric of a node; `listen` is "" for a node that only connects, which then has room
+/// for a link to every expert node.
 Result<std::unique_ptr<transport::Fabric>> make_node_fabric(const config::ClusterConfig& config,
                                                             const NodeSetup& setup,
                                                             const transport::NodeIdentity& self,

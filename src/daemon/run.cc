@@ -34,7 +34,8 @@ class StopSignals {
   /// The signal that came, or 0.
   int take() {
     signalfd_siginfo info;
-    return ::read(fd_.get(), &info, sizeof info) == sizeof info ? static_cast<int>(info.ssi_signo) : 0;
+    return ::read(fd_.get(), &info, sizeof info) == sizeof info ? static_cast<int>(info.ssi_signo)
+                                                                : 0;
   }
 
  private:
@@ -59,7 +60,8 @@ class Event {
   UniqueFd fd_{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
 };
 
-/// The first failure that a role reports. Shared with the roles' threads, which may outlive the wait.
+/// The first failure that a role reports. Shared with the roles' threads, which may outlive the
+/// wait.
 class Failure {
  public:
   void set(const Status& failed) {

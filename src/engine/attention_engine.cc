@@ -30,7 +30,8 @@ using scheduler::Work;
 // Commands that no sequence accounts for: updates, stop, test hooks.
 constexpr size_t kExtraCommands = 4096;
 constexpr size_t kEventsPerPoll = 64;
-// How long the engine thread sleeps when nothing is due; peers, commands and deadlines wake it earlier.
+// How long the engine thread sleeps when nothing is due; peers, commands and deadlines wake it
+// earlier.
 constexpr Nanos kIdleWait = 100 * kMillisecond;
 constexpr Nanos kStatusInterval = 20 * kMillisecond;
 
@@ -52,7 +53,9 @@ using Command =
     std::variant<SubmitCommand, CancelCommand, PreemptCommand, ClusterUpdate, StopCommand>;
 
 /// An exponentially weighted mean: the last eight or so values count.
-void average(Nanos& mean, Nanos value) { mean = mean == 0 ? value : mean + (value - mean) / 8; }
+void average(Nanos& mean, Nanos value) {
+  mean = mean == 0 ? value : mean + (value - mean) / 8;
+}
 
 scheduler::AttentionCoreOptions core_options(const AttentionEngineOptions& options,
                                              const model::ModelSpec& spec) {
@@ -139,8 +142,9 @@ struct AttentionEngine::Impl {
   /// False when run() has ended.
   bool post_command(Command command) {
     const auto pushed = commands.push(std::move(command));
-    // There is room for every submission that `accepted` admits, its cancel and thousands of others: full
-    // means that the engine thread hangs, and a node that hangs must end so that others take over.
+    // There is room for every submission that `accepted` admits, its cancel and thousands of
+    // others: full means that the engine thread hangs, and a node that hangs must end so that
+    // others take over.
     VOLLEY_CHECK(pushed != Mailbox<Command>::Push::kFull);
     fabric->wake();
     return pushed == Mailbox<Command>::Push::kOk;
@@ -155,20 +159,23 @@ struct AttentionEngine::Impl {
   }
 
   void handle(SubmitCommand& command) {
-    if (stopping) return end(command.sink, command.id, unavailable("{} is shutting down", options.name));
+    if (stopping)
+      return end(command.sink, command.id, unavailable("{} is shutting down", options.name));
     if (const Status ready = core.ready(); !ready.ok()) return end(command.sink, command.id, ready);
     for (const int32_t token : command.request.tokens) {
       if (token < 0 || static_cast<uint32_t>(token) >= vocab) {
-        return end(command.sink, command.id,
-                   invalid_argument("token id {} is outside of the vocabulary of {}", token, vocab));
+        return end(
+            command.sink, command.id,
+            invalid_argument("token id {} is outside of the vocabulary of {}", token, vocab));
       }
     }
-    const Status status = core.scheduler().submit({.id = command.id,
-                                                   .tokens = std::move(command.request.tokens),
-                                                   .max_new_tokens = command.request.max_new_tokens,
-                                                   .stop_tokens = std::move(command.request.stop_tokens),
-                                                   .deadline = command.request.deadline},
-                                                  monotonic_now());
+    const Status status =
+        core.scheduler().submit({.id = command.id,
+                                 .tokens = std::move(command.request.tokens),
+                                 .max_new_tokens = command.request.max_new_tokens,
+                                 .stop_tokens = std::move(command.request.stop_tokens),
+                                 .deadline = command.request.deadline},
+                                monotonic_now());
     if (!status.ok()) return end(command.sink, command.id, status);
     live.emplace(command.id, Live{.sink = command.sink, .sampling = command.request.sampling});
   }
@@ -194,7 +201,8 @@ struct AttentionEngine::Impl {
   }
 
   void drop_link(LinkId link, const Status& reason) {
-    spdlog::warn("{}: link to {} closed: {}", options.name, fabric->peer(link).name, message_of(reason));
+    spdlog::warn("{}: link to {} closed: {}", options.name, fabric->peer(link).name,
+                 message_of(reason));
     fabric->close(link);
     links.closed(link, monotonic_now());
     core.link_closed(link);
@@ -239,11 +247,13 @@ struct AttentionEngine::Impl {
     silent_links.assign(silent.begin(), silent.end());
     for (const LinkId link : silent_links) {
       drop_link(link, Status(StatusCode::kDeadlineExceeded,
-                             fmt::format("silent for more than {} ms", options.link_timeout / kMillisecond)));
+                             fmt::format("silent for more than {} ms",
+                                         options.link_timeout / kMillisecond)));
     }
     links.retry(now);
     if (stopping && now >= stop_deadline) {
-      core.scheduler().cancel_all(unavailable("{} was shut down before the sequence ended", options.name));
+      core.scheduler().cancel_all(
+          unavailable("{} was shut down before the sequence ended", options.name));
     }
   }
 
@@ -257,7 +267,8 @@ struct AttentionEngine::Impl {
                         protocol::entries_of(slot, geometry.dispatch,
                                              static_cast<uint32_t>(dispatch.entries.size()))
                             .begin());
-      step->pack(dispatch.header.micro_batch, dispatch.rows, protocol::row_of(slot, geometry.dispatch, 0));
+      step->pack(dispatch.header.micro_batch, dispatch.rows,
+                 protocol::row_of(slot, geometry.dispatch, 0));
       fabric->post(dispatch.link, dispatch.slot);
       micro_batch_times[dispatch.header.micro_batch].posted = monotonic_now();
     }
@@ -269,13 +280,14 @@ struct AttentionEngine::Impl {
       average(round_trip_time, start - micro_batch_times[work.micro_batch].posted);
       answer_rows.clear();
       for (const scheduler::AnswerRef& ref : work.answers) {
-        answer_rows.push_back(ref.index != scheduler::AnswerRef::kNone ? static_cast<const void*>(protocol::row_of(
-                                                fabric->recv_slot(ref.link, ref.slot), geometry.answer,
-                                                ref.index))
-                                          : zero_row.data());
+        answer_rows.push_back(
+            ref.index != scheduler::AnswerRef::kNone
+                ? static_cast<const void*>(protocol::row_of(fabric->recv_slot(ref.link, ref.slot),
+                                                            geometry.answer, ref.index))
+                : zero_row.data());
       }
-      // The layer whose answers these are: the stage belongs to the next one, but for the later fragments of
-      // the same layer.
+      // The layer whose answers these are: the stage belongs to the next one, but for the later
+      // fragments of the same layer.
       const uint32_t answered = work.stage == Work::Stage::kAttention ? work.layer - 1 : work.layer;
       step->combine(work.micro_batch, answered, work.combine_begin, work.combine_end, answer_rows);
     }
@@ -329,10 +341,11 @@ struct AttentionEngine::Impl {
 
   void adapt_micro_batches() {
     if (!options.adaptive_micro_batches || attention_time == 0 || round_trip_time == 0) return;
-    // Seen from this node an answer takes T_e + 2 T_c: while it is away, the other m - 1 micro-batches
-    // should fill that time with T_a each.
+    // Seen from this node an answer takes T_e + 2 T_c: while it is away, the other m - 1
+    // micro-batches should fill that time with T_a each.
     core.scheduler().set_active_micro_batches(scheduler::micro_batches_for(
-        {.attention = attention_time, .expert = 0, .transfer = round_trip_time / 2}, options.micro_batches));
+        {.attention = attention_time, .expert = 0, .transfer = round_trip_time / 2},
+        options.micro_batches));
   }
 
   void publish_status(bool idle) {
@@ -380,8 +393,10 @@ struct AttentionEngine::Impl {
       unpublished = unpublished || worked;
       publish_status(!worked);
       if (worked) continue;  // Look at the peers between any two computations, but do not sleep.
-      // Past the deadline every sequence has ended; what the experts still owe for them is not waited for.
-      if (stopping && live.empty() && (core.scheduler().idle() || monotonic_now() >= stop_deadline)) break;
+      // Past the deadline every sequence has ended; what the experts still owe for them is not
+      // waited for.
+      if (stopping && live.empty() && (core.scheduler().idle() || monotonic_now() >= stop_deadline))
+        break;
       Nanos wake_at = monotonic_now() + std::min(kIdleWait, options.link_timeout / 4);
       if (const Nanos deadline = core.scheduler().next_deadline(); deadline != 0) {
         wake_at = std::min(wake_at, deadline);
@@ -397,10 +412,12 @@ struct AttentionEngine::Impl {
   }
 };
 
-protocol::LinkGeometry AttentionEngine::geometry(const model::ModelSpec& spec, uint32_t micro_batches,
-                                                 uint32_t rows_max, kernels::DType dtype) {
-  return protocol::LinkGeometry::make(micro_batches, rows_max, spec.layers.front().moe.top_k,
-                                      static_cast<uint32_t>(spec.hidden * kernels::dtype_bytes(dtype)));
+protocol::LinkGeometry AttentionEngine::geometry(const model::ModelSpec& spec,
+                                                 uint32_t micro_batches, uint32_t rows_max,
+                                                 kernels::DType dtype) {
+  return protocol::LinkGeometry::make(
+      micro_batches, rows_max, spec.layers.front().moe.top_k,
+      static_cast<uint32_t>(spec.hidden * kernels::dtype_bytes(dtype)));
 }
 
 Result<std::unique_ptr<AttentionEngine>> AttentionEngine::create(
@@ -417,8 +434,9 @@ Result<std::unique_ptr<AttentionEngine>> AttentionEngine::create(
                             options.geometry.micro_batches);
   }
   if (options.tokens_per_step_max == 0 || options.sequences_max == 0 || options.threads == 0) {
-    return invalid_argument("tokens_per_step_max ({}), sequences_max ({}) and threads ({}) must not be 0",
-                            options.tokens_per_step_max, options.sequences_max, options.threads);
+    return invalid_argument(
+        "tokens_per_step_max ({}), sequences_max ({}) and threads ({}) must not be 0",
+        options.tokens_per_step_max, options.sequences_max, options.threads);
   }
   if (options.sequence_tokens_max == 0 || options.sequence_tokens_max > spec.max_positions) {
     return invalid_argument("sequence_tokens_max is {}; the model has {} positions",
@@ -436,8 +454,9 @@ Result<std::unique_ptr<AttentionEngine>> AttentionEngine::create(
   if (options.kv_blocks == 0) {
     const uint64_t blocks = uint64_t{blocks_per_sequence} * std::max(1u, options.sequences_max / 4);
     if (blocks > UINT32_MAX) {
-      return invalid_argument("{} sequences of {} tokens would by default get {} KV blocks; set kv_blocks",
-                              options.sequences_max, options.sequence_tokens_max, blocks);
+      return invalid_argument(
+          "{} sequences of {} tokens would by default get {} KV blocks; set kv_blocks",
+          options.sequences_max, options.sequence_tokens_max, blocks);
     }
     options.kv_blocks = static_cast<uint32_t>(blocks);
   }
@@ -476,16 +495,24 @@ Result<SequenceId> AttentionEngine::submit(GenerationRequest request, OutputSink
   return id;
 }
 
-void AttentionEngine::cancel(SequenceId id) { impl_->post_command(CancelCommand{id}); }
-void AttentionEngine::preempt(SequenceId id) { impl_->post_command(PreemptCommand{id}); }
-void AttentionEngine::update_cluster(ClusterUpdate update) { impl_->post_command(std::move(update)); }
+void AttentionEngine::cancel(SequenceId id) {
+  impl_->post_command(CancelCommand{id});
+}
+void AttentionEngine::preempt(SequenceId id) {
+  impl_->post_command(PreemptCommand{id});
+}
+void AttentionEngine::update_cluster(ClusterUpdate update) {
+  impl_->post_command(std::move(update));
+}
 
 AttentionStatus AttentionEngine::status() const {
   const std::lock_guard lock(impl_->status_mutex);
   return impl_->published;
 }
 
-void AttentionEngine::run() { impl_->run(); }
+void AttentionEngine::run() {
+  impl_->run();
+}
 
 void AttentionEngine::stop(Nanos deadline) {
   impl_->refusing.store(true, std::memory_order_release);

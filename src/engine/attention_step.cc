@@ -24,7 +24,11 @@ Result<std::unique_ptr<AttentionStep>> AttentionStep::create(const AttentionStep
 AttentionStep::AttentionStep(const AttentionStepOptions& options, const model::ModelSpec& spec,
                              model::AttentionWeights weights, const kernels::CpuKernels& kernels,
                              ThreadPool& pool)
-    : options_(options), spec_(spec), weights_(std::move(weights)), kernels_(kernels), pool_(pool) {}
+    : options_(options),
+      spec_(spec),
+      weights_(std::move(weights)),
+      kernels_(kernels),
+      pool_(pool) {}
 
 Status AttentionStep::allocate() {
   const uint32_t rows = options_.rows_max;
@@ -38,14 +42,15 @@ Status AttentionStep::allocate() {
     experts_max = std::max(experts_max, spec_.layers[i].moe.experts);
     top_k_max = std::max(top_k_max, spec_.layers[i].moe.top_k);
     if (attention.head_dim != head_dim || attention.kv_heads != kv_heads) {
-      return failed_precondition("layer {} has {} KV heads of {}, layer 0 has {} of {}; layers must agree",
-                                 i, attention.kv_heads, attention.head_dim, kv_heads, head_dim);
+      return failed_precondition(
+          "layer {} has {} KV heads of {}, layer 0 has {} of {}; layers must agree", i,
+          attention.kv_heads, attention.head_dim, kv_heads, head_dim);
     }
   }
   const uint32_t query_max = heads_max * head_dim;
   const uint32_t qkv_max = (heads_max + 2 * kv_heads) * head_dim;
-  const size_t kv_bytes = size_t{2} * spec_.layer_count() * options_.kv_blocks * kv_heads * head_dim *
-                          kKvBlockTokens * element;
+  const size_t kv_bytes = size_t{2} * spec_.layer_count() * options_.kv_blocks * kv_heads *
+                          head_dim * kKvBlockTokens * element;
   VOLLEY_ASSIGN_OR_RETURN(kv_memory_, Mapping::allocate(kv_bytes));
   std::memset(kv_memory_.bytes().data(), 0, kv_bytes);
 
@@ -57,7 +62,8 @@ Status AttentionStep::allocate() {
 
   micro_batches_.resize(options_.micro_batches);
   for (MicroBatch& batch : micro_batches_) {
-    VOLLEY_ASSIGN_OR_RETURN(batch.residual, Matrix::create(rows, size_t{spec_.hidden} * sizeof(float)));
+    VOLLEY_ASSIGN_OR_RETURN(batch.residual,
+                            Matrix::create(rows, size_t{spec_.hidden} * sizeof(float)));
     VOLLEY_ASSIGN_OR_RETURN(batch.normed, Matrix::create(rows, spec_.hidden * element));
     batch.expert.resize(size_t{rows} * top_k_max);
     batch.weight.resize(size_t{rows} * top_k_max);
@@ -70,7 +76,8 @@ Status AttentionStep::allocate() {
   VOLLEY_ASSIGN_OR_RETURN(qkv_, Matrix::create(rows, size_t{qkv_max} * sizeof(float)));
   VOLLEY_ASSIGN_OR_RETURN(query_, Matrix::create(rows, query_max * element));
   VOLLEY_ASSIGN_OR_RETURN(attended_, Matrix::create(rows, query_max * element));
-  VOLLEY_ASSIGN_OR_RETURN(router_logits_, Matrix::create(rows, size_t{experts_max} * sizeof(float)));
+  VOLLEY_ASSIGN_OR_RETURN(router_logits_,
+                          Matrix::create(rows, size_t{experts_max} * sizeof(float)));
   VOLLEY_ASSIGN_OR_RETURN(logits_, Matrix::create(kHeadRows, size_t{spec_.vocab} * sizeof(float)));
   tokens_.reserve(rows);
   positions_.reserve(rows);
@@ -105,8 +112,8 @@ void AttentionStep::begin(MicroBatch& batch, const scheduler::StepPlan& plan) {
       const uint32_t position = chunk.start_position + i;
       tokens_.push_back(chunk.tokens[i]);
       positions_.push_back(position);
-      batch.kv_position.push_back({.block = chunk.blocks[position / kKvBlockTokens],
-                                   .offset = position % kKvBlockTokens});
+      batch.kv_position.push_back(
+          {.block = chunk.blocks[position / kKvBlockTokens], .offset = position % kKvBlockTokens});
       batch.attention_row.push_back({.blocks = chunk.blocks.data(), .position = position});
     }
   }
@@ -200,7 +207,8 @@ void AttentionStep::combine(uint32_t micro_batch, uint32_t layer, uint32_t begin
                    pool_);
 }
 
-void AttentionStep::pack(uint32_t micro_batch, std::span<const uint32_t> rows, std::byte* first_row) {
+void AttentionStep::pack(uint32_t micro_batch, std::span<const uint32_t> rows,
+                         std::byte* first_row) {
   const MicroBatch& batch = micro_batches_[micro_batch];
   const size_t row_bytes = spec_.hidden * dtype_bytes(options_.dtype);
   row_pointers_.clear();

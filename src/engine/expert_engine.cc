@@ -31,18 +31,22 @@ using scheduler::PendingDispatch;
 constexpr size_t kEventsPerPoll = 64;
 constexpr Nanos kIdleWait = 100 * kMillisecond;
 constexpr Nanos kStatusInterval = 20 * kMillisecond;
-// A step that begins shows itself with its first dispatch only: the attention of one layer comes before that.
+// A step that begins shows itself with its first dispatch only: the attention of one layer comes
+// before that.
 constexpr Nanos kQuietMin = kSecond;
-// (token, expert) pairs in one run at most, unless a single dispatch has more: bounds the workspace.
+// (token, expert) pairs in one run at most, unless a single dispatch has more: bounds the
+// workspace.
 constexpr uint32_t kRunRowsMax = 4096;
 
-void average(Nanos& mean, Nanos value) { mean = mean == 0 ? value : mean + (value - mean) / 8; }
+void average(Nanos& mean, Nanos value) {
+  mean = mean == 0 ? value : mean + (value - mean) / 8;
+}
 
 }  // namespace
 
 struct ExpertEngine::Impl {
-  /// A dispatch that waits in its receive slot. The entries are our own copy, checked once: what lies in
-  /// shared memory could change under us.
+  /// A dispatch that waits in its receive slot. The entries are our own copy, checked once: what
+  /// lies in shared memory could change under us.
   struct Waiting {
     MessageHeader header;
     std::vector<protocol::Entry> entries;
@@ -150,7 +154,8 @@ struct ExpertEngine::Impl {
   }
 
   void drop_link(LinkId id, const Status& reason) {
-    spdlog::warn("{}: link from {} closed: {}", options.name, links.at(id).name, message_of(reason));
+    spdlog::warn("{}: link from {} closed: {}", options.name, links.at(id).name,
+                 message_of(reason));
     fabric->close(id);
     gather.on_link_closed(id);
     links.erase(id);
@@ -201,9 +206,10 @@ struct ExpertEngine::Impl {
         const transport::NodeIdentity& peer = fabric->peer(event.link);
         spdlog::info("{}: link from {} open over {}", options.name, peer.name, fabric->name());
         const uint32_t slots = geometry.slot_count();
-        Link& link = links.insert_or_assign(event.link, Link{.name = peer.name,
-                                                             .state = protocol::AnswerLink(slots),
-                                                             .slots = std::vector<Waiting>(slots)})
+        Link& link = links
+                         .insert_or_assign(event.link, Link{.name = peer.name,
+                                                            .state = protocol::AnswerLink(slots),
+                                                            .slots = std::vector<Waiting>(slots)})
                          .first->second;
         for (Waiting& waiting : link.slots) waiting.entries.reserve(geometry.dispatch.entries_max);
         gather.on_link_opened(event.link, geometry.micro_batches);
@@ -234,7 +240,8 @@ struct ExpertEngine::Impl {
     }
   }
 
-  /// Lists the pairs of all dispatches by expert: a counting sort, so that equal inputs give equal orders.
+  /// Lists the pairs of all dispatches by expert: a counting sort, so that equal inputs give equal
+  /// orders.
   void collect(const GatherDecision& run) {
     pairs.clear();
     counts.assign(spec.layers.front().moe.experts + 1, 0);
@@ -273,7 +280,8 @@ struct ExpertEngine::Impl {
     const Waiting& waiting = links.at(dispatch.link).slots[dispatch.slot];
     const std::byte* out = fabric->send_slot(dispatch.link, dispatch.slot);
     for (uint32_t i = 0; i < waiting.entries.size(); ++i) {
-      if (!all_finite(protocol::row_of(out, geometry.answer, i), spec.hidden, options.dtype)) return false;
+      if (!all_finite(protocol::row_of(out, geometry.answer, i), spec.hidden, options.dtype))
+        return false;
     }
     return true;
   }
@@ -295,8 +303,8 @@ struct ExpertEngine::Impl {
       if (finite_answer(dispatch)) {
         answer(dispatch.link, link, dispatch.slot);
       } else {
-        spdlog::error("{}: layer {} gave a value that is not finite for {}", options.name, run.layer,
-                      link.name);
+        spdlog::error("{}: layer {} gave a value that is not finite for {}", options.name,
+                      run.layer, link.name);
         refuse(dispatch.link, link, dispatch.slot, Refusal::kNotFinite);
       }
     }
@@ -324,14 +332,15 @@ struct ExpertEngine::Impl {
                  .link_bytes = geometry.region_bytes() * options.links_max};
   }
 
-  /// The last dispatch of a micro-batch was not the last of its step: the next one is to come, however long
-  /// the other nodes compute until then.
+  /// The last dispatch of a micro-batch was not the last of its step: the next one is to come,
+  /// however long the other nodes compute until then.
   bool step_under_way() const {
     for (const auto& [id, link] : links) {
       for (uint32_t slot = 0; slot < geometry.micro_batches; ++slot) {
         const MessageHeader& last = link.slots[slot].header;  // Sequence 0: there was none yet.
         if (last.sequence == 0) continue;
-        if (last.layer + 1 < spec.layer_count() || last.fragment + 1 < last.fragment_count) return true;
+        if (last.layer + 1 < spec.layer_count() || last.fragment + 1 < last.fragment_count)
+          return true;
       }
     }
     return false;
@@ -360,7 +369,8 @@ struct ExpertEngine::Impl {
         wake_at = std::min(wake_at, deadline);
       }
       if (decision.kind == GatherDecision::Kind::kRun) continue;
-      if (decision.kind == GatherDecision::Kind::kWait) wake_at = std::min(wake_at, decision.wait_until);
+      if (decision.kind == GatherDecision::Kind::kWait)
+        wake_at = std::min(wake_at, decision.wait_until);
       fabric->wait(wake_at);
     }
     for (const auto& [id, link] : links) fabric->close(id);
@@ -368,11 +378,9 @@ struct ExpertEngine::Impl {
   }
 };
 
-Result<std::unique_ptr<ExpertEngine>> ExpertEngine::create(const ExpertEngineOptions& options,
-                                                           const model::ModelSpec& spec,
-                                                           model::ExpertWeights weights,
-                                                           const kernels::CpuKernels& kernels,
-                                                           std::unique_ptr<transport::Fabric> fabric) {
+Result<std::unique_ptr<ExpertEngine>> ExpertEngine::create(
+    const ExpertEngineOptions& options, const model::ModelSpec& spec, model::ExpertWeights weights,
+    const kernels::CpuKernels& kernels, std::unique_ptr<transport::Fabric> fabric) {
   if (options.threads == 0 || options.links_max == 0) {
     return invalid_argument("threads ({}) and links_max ({}) must not be 0", options.threads,
                             options.links_max);
@@ -390,7 +398,9 @@ ExpertStatus ExpertEngine::status() const {
   return impl_->published;
 }
 
-void ExpertEngine::run() { impl_->run(); }
+void ExpertEngine::run() {
+  impl_->run();
+}
 
 void ExpertEngine::stop(Nanos deadline) {
   impl_->stop_deadline.store(deadline, std::memory_order_relaxed);

@@ -7,8 +7,8 @@
 namespace volley::engine {
 namespace {
 
-// A node that the controller names is normally up; the first retries are quick because it may just be
-// coming back, the later ones slow enough to cost nothing.
+// A node that the controller names is normally up; the first retries are quick because it may just
+// be coming back, the later ones slow enough to cost nothing.
 constexpr Nanos kBackoffMin = 20 * kMillisecond;
 constexpr Nanos kBackoffMax = kSecond;
 
