@@ -10,7 +10,9 @@
 
 namespace volley {
 
-std::string errno_text(int error) { return std::generic_category().message(error); }
+std::string errno_text(int error) {
+  return std::generic_category().message(error);
+}
 
 void UniqueFd::reset(int fd) {
   if (fd_ >= 0) ::close(fd_);
@@ -34,8 +36,8 @@ Result<Mapping> Mapping::map_file(const std::string& path) {
   const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd) {
     const int error = errno;
-    return make_status(error == ENOENT ? StatusCode::kNotFound : StatusCode::kInvalidArgument, "{}: {}",
-                       path, errno_text(error));
+    return make_status(error == ENOENT ? StatusCode::kNotFound : StatusCode::kInvalidArgument,
+                       "{}: {}", path, errno_text(error));
   }
   struct stat info;
   if (::fstat(fd.get(), &info) != 0) return invalid_argument("{}: {}", path, errno_text(errno));
@@ -43,20 +45,23 @@ Result<Mapping> Mapping::map_file(const std::string& path) {
   if (info.st_size == 0) return invalid_argument("{}: the file is empty", path);
   const auto size = static_cast<size_t>(info.st_size);
   void* base = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, fd.get(), 0);
-  if (base == MAP_FAILED) return resource_exhausted("{}: mmap of {} bytes: {}", path, size, errno_text(errno));
+  if (base == MAP_FAILED)
+    return resource_exhausted("{}: mmap of {} bytes: {}", path, size, errno_text(errno));
   return Mapping({static_cast<std::byte*>(base), size});
 }
 
 Result<Mapping> Mapping::map_shared(int fd, size_t bytes) {
   void* base = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  if (base == MAP_FAILED) return resource_exhausted("mmap of {} shared bytes: {}", bytes, errno_text(errno));
+  if (base == MAP_FAILED)
+    return resource_exhausted("mmap of {} shared bytes: {}", bytes, errno_text(errno));
   return Mapping({static_cast<std::byte*>(base), bytes});
 }
 
 Result<Mapping> Mapping::allocate(size_t bytes) {
   if (bytes == 0) return Mapping();
   void* base = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (base == MAP_FAILED) return resource_exhausted("allocation of {} bytes: {}", bytes, errno_text(errno));
+  if (base == MAP_FAILED)
+    return resource_exhausted("allocation of {} bytes: {}", bytes, errno_text(errno));
   ::madvise(base, bytes, MADV_HUGEPAGE);  // A hint: refused where the kernel has no huge pages.
   return Mapping({static_cast<std::byte*>(base), bytes});
 }

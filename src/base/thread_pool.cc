@@ -9,8 +9,8 @@
 namespace volley {
 namespace {
 
-// How often an idle thread polls before it sleeps: about 20 us on current cores, below the cost of a
-// sleep and wake-up, and short enough that an idle node uses no measurable CPU.
+// How often an idle thread polls before it sleeps: about 20 us on current cores, below the cost of
+// a sleep and wake-up, and short enough that an idle node uses no measurable CPU.
 constexpr int kSpinCount = 2'000;
 
 void pause_cpu() {
@@ -45,7 +45,8 @@ struct ThreadPool::Shared {
   void work() {
     uint32_t seen = 0;
     while (true) {
-      for (int spin = 0; spin < kSpinCount && round.load(std::memory_order_acquire) == seen; ++spin) {
+      for (int spin = 0; spin < kSpinCount && round.load(std::memory_order_acquire) == seen;
+           ++spin) {
         pause_cpu();
       }
       round.wait(seen, std::memory_order_acquire);

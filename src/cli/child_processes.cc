@@ -35,11 +35,13 @@ Status ChildProcesses::start(const std::string& name, const std::vector<std::str
   sigset_t none;
   sigemptyset(&none);
   posix_spawnattr_setsigmask(&attributes, &none);
-  // A group of its own, so that the terminal's Ctrl-C reaches the parent alone, which then stops in order.
+  // A group of its own, so that the terminal's Ctrl-C reaches the parent alone, which then stops in
+  // order.
   posix_spawnattr_setpgroup(&attributes, 0);
   posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETPGROUP);
   pid_t pid = -1;
-  const int error = ::posix_spawn(&pid, "/proc/self/exe", nullptr, &attributes, argv.data(), environ);
+  const int error =
+      ::posix_spawn(&pid, "/proc/self/exe", nullptr, &attributes, argv.data(), environ);
   posix_spawnattr_destroy(&attributes);
   if (error != 0) return unavailable("cannot start {}: {}", name, errno_text(error));
   UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));

@@ -1,6 +1,6 @@
 #pragma once
 
-// Children of `volley up`: started before anything of gRPC runs, ended with it, never left behind.
+// Children of `volley up`: started with it, ended with it, never left behind.
 
 #include <sys/types.h>
 
@@ -32,7 +32,8 @@ class ChildProcesses {
   Status start(const std::string& name, const std::vector<std::string>& arguments);
   /// Sends a signal to every child that runs.
   void signal_all(int signal);
-  /// One child that has ended, with words for how ("exit code 2", "killed by signal 9"); none: nothing ended.
+  /// One child that has ended, with words for how ("exit code 2", "killed by signal 9"); none:
+  /// nothing ended.
   struct Ended {
     std::string name;
     std::string how;

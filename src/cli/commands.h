@@ -1,10 +1,9 @@
 #pragma once
 
-// The subcommands: each adds itself to the application and, when it is the one that was called, runs and
-// returns the exit code. 0 success, 1 failure, 2 wrong usage or configuration.
+// The subcommands: each adds itself to the application and, when it is the one that was called,
+// runs and returns the exit code. 0 success, 1 failure, 2 wrong usage or configuration.
 
 #include <CLI/CLI.hpp>
-
 #include <functional>
 #include <string>
 
@@ -30,8 +29,8 @@ void add_up_command(CLI::App& app, const GlobalOptions& global, Run& run);
 void add_generate_command(CLI::App& app, const GlobalOptions& global, Run& run);
 void add_status_command(CLI::App& app, const GlobalOptions& global, Run& run);
 
-/// Prints "volley: MESSAGE" to stderr; the exit code for the status: 2 for what the caller can mend in
-/// arguments or configuration, else 1.
+/// Prints "volley: MESSAGE" to stderr; the exit code for the status: 2 for what the caller can mend
+/// in arguments or configuration, else 1.
 int report(const Status& status);
 
 }  // namespace volley::cli

@@ -38,9 +38,9 @@ std::string role_name(v1::Role role) {
 }
 
 std::string format_cluster(const v1::GetStatusResponse& status) {
-  std::vector<std::vector<std::string>> rows = {
-      {"NODE", "ROLE", "STATE", "ADDRESS", "LINKS", "RUNNING", "WAITING", "KV FREE", "STEPS", "TOKENS",
-       "MEMORY", "HOLDS"}};
+  std::vector<std::vector<std::string>> rows = {{"NODE", "ROLE", "STATE", "ADDRESS", "LINKS",
+                                                 "RUNNING", "WAITING", "KV FREE", "STEPS", "TOKENS",
+                                                 "MEMORY", "HOLDS"}};
   for (const v1::ClusterMember& member : status.view().members()) {
     const v1::NodeRegistration& node = member.registration();
     const v1::NodeHealth& health = member.health();
@@ -53,11 +53,13 @@ std::string format_cluster(const v1::GetStatusResponse& status) {
          attention ? std::to_string(health.running()) : "-",
          attention ? std::to_string(health.waiting()) : "-",
          attention ? fmt::format("{}/{}", health.kv_blocks_free(), health.kv_blocks_total()) : "-",
-         std::to_string(health.steps()), attention ? std::to_string(health.tokens_generated()) : "-",
+         std::to_string(health.steps()),
+         attention ? std::to_string(health.tokens_generated()) : "-",
          fmt::format("{} MiB", health.resident_bytes() >> 20),
          expert ? fmt::format("experts {}", fmt::join(node.experts(), ",")) : "-"});
   }
-  return format_table(rows) + (status.view().serving() ? "serving\n" : "not serving: " + status.view().reason() + "\n");
+  return format_table(rows) +
+         (status.view().serving() ? "serving\n" : "not serving: " + status.view().reason() + "\n");
 }
 
 }  // namespace volley::cli

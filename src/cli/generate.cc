@@ -26,13 +26,15 @@ struct GenerateOptions {
   std::optional<float> temperature, top_p, min_p;
   std::optional<uint64_t> seed;
   uint32_t timeout_ms = 600'000;
-  bool greedy = false, ignore_eos = false, echo = false, digests = false, ids = false, quiet = false;
+  bool greedy = false, ignore_eos = false, echo = false, digests = false, ids = false,
+       quiet = false;
 };
 
 v1::GenerateRequest make_request(const GenerateOptions& options) {
   v1::GenerateRequest request;
   if (!options.token_ids.empty()) {
-    request.mutable_token_ids()->mutable_ids()->Add(options.token_ids.begin(), options.token_ids.end());
+    request.mutable_token_ids()->mutable_ids()->Add(options.token_ids.begin(),
+                                                    options.token_ids.end());
   } else {
     request.set_text(options.prompt);
   }
@@ -54,7 +56,8 @@ int run_generate(const GenerateOptions& options) {
   if (!channel.ok()) return report(channel.status());
   const auto stub = v1::Inference::NewStub(*channel);
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(options.timeout_ms));
+  context.set_deadline(std::chrono::system_clock::now() +
+                       std::chrono::milliseconds(options.timeout_ms));
   const Nanos start = monotonic_now();
   Nanos first = start;
   const auto reader = stub->GenerateStream(&context, make_request(options));
@@ -71,7 +74,8 @@ int run_generate(const GenerateOptions& options) {
     if (!chunk.attention_node().empty()) node = chunk.attention_node();
     tokens += static_cast<uint32_t>(chunk.token_ids_size());
     all_ids.insert(all_ids.end(), chunk.token_ids().begin(), chunk.token_ids().end());
-    for (const uint64_t one : chunk.logits_digests()) digest = digest64(std::as_bytes(std::span(&one, 1)), digest);
+    for (const uint64_t one : chunk.logits_digests())
+      digest = digest64(std::as_bytes(std::span(&one, 1)), digest);
     if (!options.ids) {
       std::fputs(chunk.text().c_str(), stdout);
       std::fflush(stdout);
@@ -87,14 +91,16 @@ int run_generate(const GenerateOptions& options) {
   if (!options.quiet) {
     const double seconds = static_cast<double>(monotonic_now() - start) / kSecond;
     const double decode = static_cast<double>(monotonic_now() - first) / kSecond;
-    std::fprintf(stderr, "%s\n",
-                 fmt::format("[{} + {} tokens, {}; first after {:.1f} ms, {:.1f} tokens/s, {:.2f} s; seed {}, {}{}]",
-                             last.usage().prompt_tokens(), tokens,
-                             last.finish_reason() == v1::FINISH_REASON_STOP ? "stop" : "length",
-                             static_cast<double>(first - start) / kMillisecond,
-                             tokens > 1 ? (tokens - 1) / decode : 0.0, seconds, seed, node,
-                             options.digests ? ", digest " + to_hex(digest) : "")
-                     .c_str());
+    std::fprintf(
+        stderr, "%s\n",
+        fmt::format(
+            "[{} + {} tokens, {}; first after {:.1f} ms, {:.1f} tokens/s, {:.2f} s; seed {}, {}{}]",
+            last.usage().prompt_tokens(), tokens,
+            last.finish_reason() == v1::FINISH_REASON_STOP ? "stop" : "length",
+            static_cast<double>(first - start) / kMillisecond,
+            tokens > 1 ? (tokens - 1) / decode : 0.0, seconds, seed, node,
+            options.digests ? ", digest " + to_hex(digest) : "")
+            .c_str());
   }
   return kExitOk;
 }
@@ -104,22 +110,31 @@ int run_generate(const GenerateOptions& options) {
 void add_generate_command(CLI::App& app, const GlobalOptions&, Run& run) {
   auto options = std::make_shared<GenerateOptions>();
   CLI::App* command = app.add_subcommand("generate", "Streams a generation to the terminal");
-  command->add_option("--server", options->server, "HOST:PORT of a frontend")->capture_default_str();
-  auto* prompt = command->add_option("prompt,--prompt", options->prompt, "The text to continue; - reads it from standard input");
-  auto* ids = command->add_option("--token-ids", options->token_ids, "The prompt as token ids, separated by commas")
+  command->add_option("--server", options->server, "HOST:PORT of a frontend")
+      ->capture_default_str();
+  auto* prompt = command->add_option("prompt,--prompt", options->prompt,
+                                     "The text to continue; - reads it from standard input");
+  auto* ids = command
+                  ->add_option("--token-ids", options->token_ids,
+                               "The prompt as token ids, separated by commas")
                   ->delimiter(',');
   prompt->excludes(ids);
-  command->add_option("--max-new-tokens", options->max_new_tokens, "Default: up to the cluster's limit");
+  command->add_option("--max-new-tokens", options->max_new_tokens,
+                      "Default: up to the cluster's limit");
   auto* temperature = command->add_option("--temperature", options->temperature, "0 is greedy");
-  command->add_flag("--greedy", options->greedy, "The same as --temperature 0")->excludes(temperature);
+  command->add_flag("--greedy", options->greedy, "The same as --temperature 0")
+      ->excludes(temperature);
   command->add_option("--top-k", options->top_k, "Keeps the k likeliest tokens; 0 is off");
-  command->add_option("--top-p", options->top_p, "Keeps the likeliest tokens up to this probability");
-  command->add_option("--min-p", options->min_p, "Drops tokens below this share of the likeliest one's");
+  command->add_option("--top-p", options->top_p,
+                      "Keeps the likeliest tokens up to this probability");
+  command->add_option("--min-p", options->min_p,
+                      "Drops tokens below this share of the likeliest one's");
   command->add_option("--seed", options->seed, "Default: drawn by the frontend and printed");
   command->add_flag("--ignore-eos", options->ignore_eos, "Goes on after end-of-sequence tokens");
   command->add_flag("--echo", options->echo, "Prints the prompt first");
   command->add_flag("--ids", options->ids, "Prints token ids in place of text");
-  command->add_flag("--digest", options->digests, "Prints one digest of all logits, to compare runs bit for bit");
+  command->add_flag("--digest", options->digests,
+                    "Prints one digest of all logits, to compare runs bit for bit");
   command->add_flag("--quiet", options->quiet, "No summary on standard error");
   command->add_option("--timeout-ms", options->timeout_ms, "The call's deadline")
       ->check(CLI::Range(1u, 86'400'000u))

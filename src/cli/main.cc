@@ -22,8 +22,9 @@ int report(const Status& status) {
 
 int main(int argc, char** argv) {
   using namespace volley::cli;
-  CLI::App app("Volley serves Mixture-of-Experts models with attention and experts on separate pools.",
-               "volley");
+  CLI::App app(
+      "Volley serves Mixture-of-Experts models with attention and experts on separate pools.",
+      "volley");
   app.set_version_flag("--version", "volley " VOLLEY_VERSION);
   app.require_subcommand(1);
   app.fallthrough();  // Global flags may follow the subcommand.

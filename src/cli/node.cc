@@ -20,7 +20,8 @@ using StartRole = Result<std::unique_ptr<daemon::Role>> (*)(const config::Cluste
                                                             const std::string&, daemon::OnFailure);
 
 Result<std::unique_ptr<daemon::Role>> start_frontend(const config::ClusterConfig& config,
-                                                     const std::string&, daemon::OnFailure on_failure) {
+                                                     const std::string&,
+                                                     daemon::OnFailure on_failure) {
   return daemon::start_frontend(config, std::move(on_failure));
 }
 
@@ -31,12 +32,15 @@ int run_node(const NodeOptions& options, const GlobalOptions& global, StartRole 
   const auto config = config::load_cluster_config(options.config);
   if (!config.ok()) return report(config.status());
   const std::string name = options.node.empty() ? config->frontend.name : options.node;
-  if (const Status status = daemon::set_up_logging(global.log_level, global.log_format, name); !status.ok()) {
+  if (const Status status = daemon::set_up_logging(global.log_level, global.log_format, name);
+      !status.ok()) {
     return report(status);
   }
-  const Status status = daemon::run_until_stopped(
-      {[&](daemon::OnFailure on_failure) { return start(*config, options.node, std::move(on_failure)); }},
-      Nanos{config->stop_timeout_ms} * kMillisecond);
+  const Status status =
+      daemon::run_until_stopped({[&](daemon::OnFailure on_failure) {
+                                  return start(*config, options.node, std::move(on_failure));
+                                }},
+                                Nanos{config->stop_timeout_ms} * kMillisecond);
   return status.ok() ? kExitOk : report(annotate(status, name));
 }
 
@@ -46,7 +50,8 @@ void add_role(CLI::App& app, const GlobalOptions& global, Run& run, const std::s
   CLI::App* command = app.add_subcommand(role, help);
   command->add_option("--config", options->config, "The cluster file")->required();
   if (role != "frontend") {
-    command->add_option("--node", options->node, "Which of the file's " + role + " nodes to run")->required();
+    command->add_option("--node", options->node, "Which of the file's " + role + " nodes to run")
+        ->required();
   }
   // Used by `volley up` on its children.
   command->add_option("--parent", options->parent)->group("");

@@ -24,7 +24,8 @@ int run_status(const StatusOptions& options) {
   if (!channel.ok()) return report(channel.status());
   const auto stub = v1::Operator::NewStub(*channel);
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(options.timeout_ms));
+  context.set_deadline(std::chrono::system_clock::now() +
+                       std::chrono::milliseconds(options.timeout_ms));
   v1::GetStatusResponse response;
   if (const grpc::Status status = stub->GetStatus(&context, {}, &response); !status.ok()) {
     return report(annotate(control::from_grpc(status), "controller at " + options.controller));

@@ -29,28 +29,31 @@ struct UpOptions {
 // How much longer than the children's own drain the parent waits before it kills them.
 constexpr Nanos kKillGrace = 5 * kSecond;
 constexpr int kReadyPollMs = 100;
-constexpr std::chrono::milliseconds kStatusTimeout(250);  // A signal or a dead child waits for as long.
+constexpr std::chrono::milliseconds kStatusTimeout(
+    250);  // A signal or a dead child waits for as long.
 
 /// Every node of the file has joined and requests can be served.
 bool all_ready(const config::ClusterConfig& config, v1::Operator::Stub& stub,
                v1::GetStatusResponse& response) {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + kStatusTimeout);
-  // A connection is made only while somebody polls, and in this process that is a call that waits. One that
-  // fails at once because the frontend is not up yet would leave it to gRPC's timer of five seconds.
+  // A connection is made only while somebody polls, and in this process that is a call that waits.
+  // One that fails at once because the frontend is not up yet would leave it to gRPC's timer of
+  // five seconds.
   context.set_wait_for_ready(true);
   response.Clear();
   if (!stub.GetStatus(&context, {}, &response).ok() || !response.view().serving()) return false;
-  const auto ready = std::ranges::count_if(response.view().members(), [](const v1::ClusterMember& member) {
-    return member.health().ready();
-  });
+  const auto ready = std::ranges::count_if(
+      response.view().members(),
+      [](const v1::ClusterMember& member) { return member.health().ready(); });
   const size_t nodes = 1 + config.attention.nodes.size() + config.expert.nodes.size();
   return static_cast<size_t>(ready) == nodes;
 }
 
 class Supervisor {
  public:
-  Supervisor(const config::ClusterConfig& config, const UpOptions& options, const GlobalOptions& global)
+  Supervisor(const config::ClusterConfig& config, const UpOptions& options,
+             const GlobalOptions& global)
       : config_(config), options_(options), global_(global) {
     sigset_t set;
     sigemptyset(&set);
@@ -61,6 +64,7 @@ class Supervisor {
   }
 
   int run() {
+    if (const Status status = check_free(); !status.ok()) return report(status);
     if (const Status status = start_all(); !status.ok()) return report(status);
     if (const int code = wait_ready(); code != kExitOk || stopping_) {
       stop_all();
@@ -76,25 +80,44 @@ class Supervisor {
   }
 
  private:
+  /// The controller of another cluster would answer for the nodes that are about to start, and call
+  /// them ready. Errors: kFailedPrecondition.
+  Status check_free() const {
+    VOLLEY_ASSIGN_OR_RETURN(const auto channel,
+                            control::make_channel({}, config_.controller.listen));
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(1));
+    v1::GetStatusResponse response;
+    if (!v1::Operator::NewStub(channel)->GetStatus(&context, {}, &response).ok())
+      return ok_status();
+    return failed_precondition("{}: controller.listen: a cluster of {} nodes already runs at {}",
+                               config_.file, response.view().members_size(),
+                               config_.controller.listen);
+  }
+
   Status start_all() {
     VOLLEY_RETURN_IF_ERROR(start("frontend", config_.frontend.name));
-    for (const auto& node : config_.attention.nodes) VOLLEY_RETURN_IF_ERROR(start("attention", node.name));
-    for (const auto& node : config_.expert.nodes) VOLLEY_RETURN_IF_ERROR(start("expert", node.name));
+    for (const auto& node : config_.attention.nodes)
+      VOLLEY_RETURN_IF_ERROR(start("attention", node.name));
+    for (const auto& node : config_.expert.nodes)
+      VOLLEY_RETURN_IF_ERROR(start("expert", node.name));
     return ok_status();
   }
 
   Status start(const std::string& role, const std::string& name) {
-    std::vector<std::string> arguments = {"--log-level", global_.log_level, "--log-format",
-                                          global_.log_format, role, "--config", options_.config,
-                                          "--parent", std::to_string(::getpid())};
+    std::vector<std::string> arguments = {
+        "--log-level", global_.log_level, "--log-format", global_.log_format,        role,
+        "--config",    options_.config,   "--parent",     std::to_string(::getpid())};
     if (role != "frontend") arguments.insert(arguments.end(), {"--node", name});
     return children_.start(name, arguments);
   }
 
-  /// Waits for a signal, the end of a child, or the timeout. True: a signal came, and the end begins.
+  /// Waits for a signal, the end of a child, or the timeout. True: a signal came, and the end
+  /// begins.
   bool wait(int timeout_ms) {
     std::vector<pollfd> fds{{.fd = signals_.get(), .events = POLLIN, .revents = 0}};
-    for (const int fd : children_.watch()) fds.push_back({.fd = fd, .events = POLLIN, .revents = 0});
+    for (const int fd : children_.watch())
+      fds.push_back({.fd = fd, .events = POLLIN, .revents = 0});
     ::poll(fds.data(), fds.size(), timeout_ms);
     signalfd_siginfo info;
     if (::read(signals_.get(), &info, sizeof info) != sizeof info) return false;
@@ -134,7 +157,8 @@ class Supervisor {
       }
     }
     std::fputs(format_cluster(status).c_str(), stdout);
-    std::printf("cluster %s is ready at %s\n", config_.cluster.c_str(), config_.frontend.listen.c_str());
+    std::printf("cluster %s is ready at %s\n", config_.cluster.c_str(),
+                config_.frontend.listen.c_str());
     std::fflush(stdout);
     return kExitOk;
   }
@@ -151,7 +175,8 @@ class Supervisor {
         return;  // ~ChildProcesses kills and reaps.
       }
       if (wait(static_cast<int>(std::min<Nanos>(left / kMillisecond + 1, 1000)))) {
-        children_.signal_all(SIGTERM);  // A second signal cuts the drain short, in the children too.
+        children_.signal_all(
+            SIGTERM);  // A second signal cuts the drain short, in the children too.
       }
       report_ended();
     }
@@ -167,7 +192,8 @@ class Supervisor {
 
 /// The `local` fabric joins engines of one process: all roles run in this one.
 int run_colocated(const config::ClusterConfig& config, const GlobalOptions& global) {
-  if (const Status status = daemon::set_up_logging(global.log_level, global.log_format, config.cluster);
+  if (const Status status =
+          daemon::set_up_logging(global.log_level, global.log_format, config.cluster);
       !status.ok()) {
     return report(status);
   }
@@ -185,8 +211,8 @@ int run_colocated(const config::ClusterConfig& config, const GlobalOptions& glob
       return daemon::start_attention(config, node.name, std::move(on_failure));
     });
   }
-  const Status status = daemon::run_until_stopped(
-      starts, Nanos{config.stop_timeout_ms} * kMillisecond, [&] {
+  const Status status =
+      daemon::run_until_stopped(starts, Nanos{config.stop_timeout_ms} * kMillisecond, [&] {
         std::printf("cluster %s runs in one process at %s\n", config.cluster.c_str(),
                     config.frontend.listen.c_str());
         std::fflush(stdout);

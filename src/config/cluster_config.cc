@@ -12,9 +12,11 @@ namespace volley::config {
 namespace {
 
 constexpr uint32_t kMicroBatchesMax = 16;
-constexpr uint32_t kMicroBatchesAuto = 4;  // The paper's N_m: more makes the experts' GEMMs too thin.
+constexpr uint32_t kMicroBatchesAuto =
+    4;  // The paper's N_m: more makes the experts' GEMMs too thin.
 constexpr uint32_t kThreadsMax = 1024;
-constexpr uint32_t kRowsMax = 65'535;  // Even in fragments of one row a step fits the header's 16-bit count.
+constexpr uint32_t kRowsMax =
+    65'535;  // Even in fragments of one row a step fits the header's 16-bit count.
 constexpr size_t kNameMax = 63;  // Fits the handshake of every fabric.
 constexpr size_t kFileBytesMax = size_t{1} << 20;
 
@@ -22,28 +24,33 @@ constexpr size_t kFileBytesMax = size_t{1} << 20;
 bool valid_name(const std::string& name) {
   if (name.empty() || name.size() > kNameMax) return false;
   for (const char c : name) {
-    if (std::isalnum(static_cast<unsigned char>(c)) == 0 && c != '-' && c != '_' && c != '.') return false;
+    if (std::isalnum(static_cast<unsigned char>(c)) == 0 && c != '-' && c != '_' && c != '.')
+      return false;
   }
   return true;
 }
 
-void read_name(YamlMap& map, const std::string& key, std::string& name, std::set<std::string>& taken) {
+void read_name(YamlMap& map, const std::string& key, std::string& name,
+               std::set<std::string>& taken) {
   map.text(key, name);
   if (!valid_name(name)) {
-    map.fail(key, fmt::format("'{}' is not a name: 1 to {} letters, digits, '-', '_' or '.'", name, kNameMax));
+    map.fail(key, fmt::format("'{}' is not a name: 1 to {} letters, digits, '-', '_' or '.'", name,
+                              kNameMax));
   } else if (!taken.insert(name).second) {
     map.fail(key, fmt::format("'{}' is the name of another node", name));
   }
 }
 
 /// `port_min` 0 lets the system pick a port; 1 is for addresses that others read from this file.
-void read_address(YamlMap& map, const std::string& key, std::string& address, uint64_t port_min = 0) {
+void read_address(YamlMap& map, const std::string& key, std::string& address,
+                  uint64_t port_min = 0) {
   map.text(key, address);
   const size_t colon = address.rfind(':');
   uint64_t port = 0;
   if (colon == std::string::npos || colon == 0 ||
       !parse_decimal(address.substr(colon + 1), 65535, port) || port < port_min) {
-    map.fail(key, fmt::format("'{}' is not HOST:PORT with a port in [{}, 65535]", address, port_min));
+    map.fail(key,
+             fmt::format("'{}' is not HOST:PORT with a port in [{}, 65535]", address, port_min));
   }
 }
 
@@ -144,7 +151,8 @@ Result<ClusterConfig> parse_cluster_config(const std::string& text, const std::s
       read_data_address(entry, "data_listen", node.data_listen);
       entry.integer("threads", node.threads, 1, kThreadsMax);
       entry.integers("experts", node.experts, 1023);
-      if (entry.has("experts") && node.experts.empty()) entry.fail("experts", "needs at least one expert");
+      if (entry.has("experts") && node.experts.empty())
+        entry.fail("experts", "needs at least one expert");
       config.expert.nodes.push_back(std::move(node));
     });
     if (status.ok() && config.expert.nodes.empty()) map.fail("nodes", "needs at least one node");
@@ -154,10 +162,11 @@ Result<ClusterConfig> parse_cluster_config(const std::string& text, const std::s
   root.finish();
   if (!status.ok()) return status;
   if (config.transport.links_max < config.attention.nodes.size()) {
-    return invalid_argument("{}: transport.links_max: {} links are too few for {} attention nodes", origin,
-                            config.transport.links_max, config.attention.nodes.size());
+    return invalid_argument("{}: transport.links_max: {} links are too few for {} attention nodes",
+                            origin, config.transport.links_max, config.attention.nodes.size());
   }
-  if (config.transport.slot_rows == 0) config.transport.slot_rows = config.attention.tokens_per_step;
+  if (config.transport.slot_rows == 0)
+    config.transport.slot_rows = config.attention.tokens_per_step;
   return config;
 }
 
@@ -168,7 +177,8 @@ Result<ClusterConfig> load_cluster_config(const std::string& file) {
   stream.read(text.data(), static_cast<std::streamsize>(text.size()));
   if (stream.bad()) return invalid_argument("{}: cannot be read", file);
   text.resize(static_cast<size_t>(stream.gcount()));
-  if (text.size() > kFileBytesMax) return invalid_argument("{}: larger than {} bytes", file, kFileBytesMax);
+  if (text.size() > kFileBytesMax)
+    return invalid_argument("{}: larger than {} bytes", file, kFileBytesMax);
   return parse_cluster_config(text, file);
 }
 

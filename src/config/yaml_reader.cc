@@ -16,8 +16,12 @@ bool parse_decimal(const std::string& text, uint64_t max, uint64_t& value) {
   return true;
 }
 
-YamlMap::YamlMap(const YAML::Node& node, std::string path, const std::string& origin, Status& status)
-    : path_(std::move(path)), origin_(origin), status_(status), line_(std::max(node.Mark().line, 0)) {
+YamlMap::YamlMap(const YAML::Node& node, std::string path, const std::string& origin,
+                 Status& status)
+    : path_(std::move(path)),
+      origin_(origin),
+      status_(status),
+      line_(std::max(node.Mark().line, 0)) {
   if (!status_.ok()) return;
   if (!node.IsMap()) {
     fail_at(node, "", "must be a mapping of keys to values");
@@ -90,7 +94,8 @@ void YamlMap::integer(const std::string& key, uint32_t& value, uint32_t min, uin
   if (node == nullptr) return;
   uint64_t parsed = 0;
   if (!parse_decimal(node->Scalar(), max, parsed) || parsed < min) {
-    return fail_at(*node, key, fmt::format("'{}' is not an integer in [{}, {}]", node->Scalar(), min, max));
+    return fail_at(*node, key,
+                   fmt::format("'{}' is not an integer in [{}, {}]", node->Scalar(), min, max));
   }
   value = static_cast<uint32_t>(parsed);
 }
@@ -99,7 +104,8 @@ void YamlMap::integer64(const std::string& key, uint64_t& value) {
   const YAML::Node* node = find_scalar(key);
   if (node == nullptr) return;
   if (!parse_decimal(node->Scalar(), UINT64_MAX, value)) {
-    fail_at(*node, key, fmt::format("'{}' is not an integer in [0, {}]", node->Scalar(), UINT64_MAX));
+    fail_at(*node, key,
+            fmt::format("'{}' is not an integer in [0, {}]", node->Scalar(), UINT64_MAX));
   }
 }
 
@@ -122,7 +128,8 @@ void YamlMap::choice(const std::string& key, std::string& value,
       return;
     }
   }
-  fail_at(*node, key, fmt::format("'{}' is not one of {}", node->Scalar(), fmt::join(allowed, ", ")));
+  fail_at(*node, key,
+          fmt::format("'{}' is not one of {}", node->Scalar(), fmt::join(allowed, ", ")));
 }
 
 void YamlMap::integers(const std::string& key, std::vector<uint32_t>& value, uint32_t max) {

@@ -1,7 +1,8 @@
 #pragma once
 
-// A strict reader over yaml-cpp: typed scalars, no duplicate and no unknown keys, errors with file, line and
-// key. yaml-cpp itself accepts duplicates (the first wins), reads 010 as 8 and yes as true.
+// A strict reader over yaml-cpp: typed scalars, no duplicate and no unknown keys, errors with file,
+// line and key. yaml-cpp itself accepts duplicates (the first wins), reads 010 as 8 and yes as
+// true.
 
 #include <yaml-cpp/yaml.h>
 
@@ -16,8 +17,8 @@
 
 namespace volley::config {
 
-/// One mapping of the document. Reads are by key; the first error is kept, later reads do nothing, and
-/// finish() reports it, or else the first key that nobody read.
+/// One mapping of the document. Reads are by key; the first error is kept, later reads do nothing,
+/// and finish() reports it, or else the first key that nobody read.
 class YamlMap {
  public:
   /// `path` is the key of this mapping ("transport"), "" for the document.

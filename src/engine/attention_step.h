@@ -7,9 +7,9 @@
 #include <span>
 #include <vector>
 
-#include "matrix.h"
 #include "kernels/cpu_kernels.h"
 #include "kernels/sample/sample.h"
+#include "matrix.h"
 #include "volley/base/thread_pool.h"
 #include "volley/model/weights.h"
 #include "volley/scheduler/attention_core.h"
@@ -19,7 +19,7 @@ namespace volley::engine {
 struct AttentionStepOptions {
   kernels::DType dtype = kernels::DType::kBf16;
   uint32_t micro_batches = 1;
-  uint32_t rows_max = 256;     ///< Token budget of a micro-batch step.
+  uint32_t rows_max = 256;  ///< Token budget of a micro-batch step.
   uint32_t kv_blocks = 0;
 };
 
@@ -41,8 +41,8 @@ class AttentionStep {
                                       const scheduler::StepPlan& plan);
   /// Copies rows of the micro-batch into a message.
   void pack(uint32_t micro_batch, std::span<const uint32_t> rows, std::byte* first_row);
-  /// Final norm, head and digests of the emitting chunks. `sample(chunk, logits, sampled)` is called for
-  /// each in chunk order with its f32 logits [vocab].
+  /// Final norm, head and digests of the emitting chunks. `sample(chunk, logits, sampled)` is
+  /// called for each in chunk order with its f32 logits [vocab].
   template <class Sample>
   void head(uint32_t micro_batch, const scheduler::StepPlan& plan, Sample&& sample) {
     uint32_t done = 0;
@@ -60,25 +60,26 @@ class AttentionStep {
 
  private:
   struct MicroBatch {
-    Matrix residual;                      // [rows_max][hidden] f32
-    Matrix normed;                        // [rows_max][hidden] dtype; what is dispatched
-    std::vector<uint32_t> expert;         // [rows_max, top_k]
-    std::vector<float> weight;            // [rows_max, top_k]
-    std::vector<float> cosine, sine;      // [rows_max, head_dim / 2]
+    Matrix residual;                  // [rows_max][hidden] f32
+    Matrix normed;                    // [rows_max][hidden] dtype; what is dispatched
+    std::vector<uint32_t> expert;     // [rows_max, top_k]
+    std::vector<float> weight;        // [rows_max, top_k]
+    std::vector<float> cosine, sine;  // [rows_max, head_dim / 2]
     std::vector<kernels::KvPosition> kv_position;
     std::vector<kernels::AttentionRow> attention_row;
   };
 
   AttentionStep(const AttentionStepOptions& options, const model::ModelSpec& spec,
-                model::AttentionWeights weights, const kernels::CpuKernels& kernels, ThreadPool& pool);
+                model::AttentionWeights weights, const kernels::CpuKernels& kernels,
+                ThreadPool& pool);
   Status allocate();
   void begin(MicroBatch& batch, const scheduler::StepPlan& plan);
   kernels::KvCacheView kv_view(uint32_t layer) const;
   /// Logits of up to kHeadRows emitting chunks, skipping the first `done` of them; their number.
   uint32_t head_logits(uint32_t micro_batch, const scheduler::StepPlan& plan, uint32_t done);
 
-  // Rows of logits computed at a time: bounds their memory, and is wide enough that the head's weights
-  // are read once for most steps.
+  // Rows of logits computed at a time: bounds their memory, and is wide enough that the head's
+  // weights are read once for most steps.
   static constexpr uint32_t kHeadRows = 64;
 
   const AttentionStepOptions options_;

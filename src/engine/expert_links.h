@@ -1,7 +1,7 @@
 #pragma once
 
-// Keeps an attention node linked with the expert pool: connects to what the cluster's view names, retries
-// what failed, closes what left. Thread: the engine thread.
+// Keeps an attention node linked with the expert pool: connects to what the cluster's view names,
+// retries what failed, closes what left. Thread: the engine thread.
 
 #include <functional>
 #include <map>
@@ -15,7 +15,8 @@ namespace volley::engine {
 
 class ExpertLinks {
  public:
-  ExpertLinks(transport::Fabric& fabric, std::string self) : fabric_(fabric), self_(std::move(self)) {}
+  ExpertLinks(transport::Fabric& fabric, std::string self)
+      : fabric_(fabric), self_(std::move(self)) {}
 
   /// The pool is now `experts`: links to nodes (or incarnations) that are not in it are closed, and
   /// `on_close` is called for those that were open.

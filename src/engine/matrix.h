@@ -15,7 +15,8 @@ class Matrix {
   Matrix() = default;
   /// Errors: kResourceExhausted.
   static Result<Matrix> create(uint32_t rows, size_t row_bytes) {
-    // Rows start at multiples of 64 bytes, so vector loads of a row never split its first cache line.
+    // Rows start at multiples of 64 bytes, so vector loads of a row never split its first cache
+    // line.
     const size_t stride = (row_bytes + 63) / 64 * 64;
     Matrix matrix;
     VOLLEY_ASSIGN_OR_RETURN(matrix.memory_, Mapping::allocate(stride * rows));

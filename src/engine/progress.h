@@ -6,8 +6,8 @@
 
 namespace volley::engine {
 
-/// When an engine thread last began a turn of its loop. The thread that pulses reads it, so that a node whose
-/// engine hangs falls silent on its links although its process lives.
+/// When an engine thread last began a turn of its loop. The thread that pulses reads it, so that a
+/// node whose engine hangs falls silent on its links although its process lives.
 class Progress {
  public:
   void turn(Nanos now) { last_turn_.store(now, std::memory_order_relaxed); }

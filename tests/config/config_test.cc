@@ -1,5 +1,5 @@
-// Goal: the cluster file is read strictly, and every mistake is named with file, line, key and what is
-// allowed. Method: one good file, then a table of edits of it with the message each must give.
+// Goal: the cluster file is read strictly, and every mistake is named with file, line, key and what
+// is allowed. Method: one good file, then a table of edits of it with the message each must give.
 
 #include <gtest/gtest.h>
 
@@ -91,30 +91,36 @@ INSTANTIATE_TEST_SUITE_P(
         Mistake{"micro_batches: 3", "micro_batches: -1",
                 "c.yaml:6: transport.micro_batches: '-1' is not an integer in [1, 16]"},
         Mistake{"micro_batches: 3", "micro_batches: 99999999999999999999",
-                "c.yaml:6: transport.micro_batches: '99999999999999999999' is not an integer in [1, 16]"},
+                "c.yaml:6: transport.micro_batches: '99999999999999999999' is not an integer in "
+                "[1, 16]"},
         Mistake{"micro_batches: 3", "micro_batches: [3]",
                 "c.yaml:6: transport.micro_batches: must be a single value"},
         Mistake{"name: attention-1", "name: attention-0",
                 "c.yaml:11: attention.nodes[1].name: 'attention-0' is the name of another node"},
         Mistake{"name: attention-1", "name: 'a b'",
-                "c.yaml:11: attention.nodes[1].name: 'a b' is not a name: 1 to 63 letters, digits, '-', "
+                "c.yaml:11: attention.nodes[1].name: 'a b' is not a name: 1 to 63 letters, digits, "
+                "'-', "
                 "'_' or '.'"},
         Mistake{"experts: [0, 2]", "experts: [0, x]",
                 "c.yaml:16: expert.nodes[0].experts: 'x' is not an integer in [0, 1023]"},
         Mistake{"experts: [0, 2]", "experts: []",
                 "c.yaml:16: expert.nodes[0].experts: needs at least one expert"},
         Mistake{"      threads: 2", "      listen: nowhere",
-                "c.yaml:12: attention.nodes[1].listen: 'nowhere' is not HOST:PORT with a port in [0, 65535]"},
-        Mistake{"      experts: [0, 2]", "      data_listen: 0.0.0.0:7100",
-                "c.yaml:16: expert.nodes[0].data_listen: '0.0.0.0:7100' names no host that peers could "
-                "connect to"},
+                "c.yaml:12: attention.nodes[1].listen: 'nowhere' is not HOST:PORT with a port in "
+                "[0, 65535]"},
+        Mistake{
+            "      experts: [0, 2]", "      data_listen: 0.0.0.0:7100",
+            "c.yaml:16: expert.nodes[0].data_listen: '0.0.0.0:7100' names no host that peers could "
+            "connect to"},
         Mistake{"attention:\n", "controller:\n  listen: 127.0.0.1:0\nattention:\n",
-                "c.yaml:8: controller.listen: '127.0.0.1:0' is not HOST:PORT with a port in [1, 65535]"},
+                "c.yaml:8: controller.listen: '127.0.0.1:0' is not HOST:PORT with a port in [1, "
+                "65535]"},
         Mistake{"micro_batches: 3", "links_max: 1",
                 "c.yaml: transport.links_max: 1 links are too few for 2 attention nodes"},
         Mistake{"tokens_per_step: 64", "waiting_max: 0",
                 "c.yaml:8: attention.waiting_max: '0' is not an integer in [1, 1000000]"},
-        Mistake{"  path: models/tiny", "  weights: dummy", "c.yaml:3: model.path: the key is missing"},
+        Mistake{"  path: models/tiny", "  weights: dummy",
+                "c.yaml:3: model.path: the key is missing"},
         Mistake{"cluster: demo\n", "", "c.yaml:1: cluster: the key is missing"},
         Mistake{"cluster: demo", "cluster: demo\n  : - {", "c.yaml:2: illegal map value"}));
 
@@ -133,7 +139,8 @@ TEST(ClusterConfig, AnEmptyDocumentHasAFirstLine) {
 
 TEST(ClusterConfig, ADocumentThatIsNoMappingIsRefused) {
   for (const char* text : {"", "[]", "word", "- a\n- b"}) {
-    EXPECT_EQ(parse_cluster_config(text, "c.yaml").status().code(), StatusCode::kInvalidArgument) << text;
+    EXPECT_EQ(parse_cluster_config(text, "c.yaml").status().code(), StatusCode::kInvalidArgument)
+        << text;
   }
 }
 

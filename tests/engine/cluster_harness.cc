@@ -25,16 +25,17 @@ T must(Result<T> result) {
 
 std::unique_ptr<transport::Fabric> fabric_for(const HarnessOptions& options,
                                               const transport::NodeIdentity& self,
-                                              const protocol::LinkGeometry& geometry, uint32_t layers,
-                                              bool listens) {
+                                              const protocol::LinkGeometry& geometry,
+                                              uint32_t layers, bool listens) {
   const std::string listen = !listens ? "" : options.fabric == "tcp" ? "127.0.0.1:0" : "auto";
-  auto fabric = must(transport::make_fabric(options.fabric, {.self = self,
-                                                             .geometry = geometry,
-                                                             .links_max = kLinksMax,
-                                                             .layers = layers,
-                                                             .dtype = static_cast<uint8_t>(options.dtype),
-                                                             .key = kKey,
-                                                             .listen = listen}));
+  auto fabric =
+      must(transport::make_fabric(options.fabric, {.self = self,
+                                                   .geometry = geometry,
+                                                   .links_max = kLinksMax,
+                                                   .layers = layers,
+                                                   .dtype = static_cast<uint8_t>(options.dtype),
+                                                   .key = kKey,
+                                                   .listen = listen}));
   return options.decorate ? options.decorate(std::move(fabric)) : std::move(fabric);
 }
 
@@ -71,8 +72,9 @@ bool Stream::wait() {
 
 ClusterHarness::ClusterHarness(const HarnessOptions& options, const model::Checkpoint& checkpoint) {
   const model::ModelSpec& spec = checkpoint.spec;
-  const kernels::CpuKernels& kernels =
-      options.kernels != nullptr ? *options.kernels : *must(kernels::select_cpu_kernels(options.isa));
+  const kernels::CpuKernels& kernels = options.kernels != nullptr
+                                           ? *options.kernels
+                                           : *must(kernels::select_cpu_kernels(options.isa));
   const protocol::LinkGeometry geometry =
       AttentionEngine::geometry(spec, options.micro_batches, options.slot_rows, options.dtype);
   const AttentionEngineOptions base{.name = {},
@@ -96,9 +98,9 @@ ClusterHarness::ClusterHarness(const HarnessOptions& options, const model::Check
     const std::string name = "expert-" + std::to_string(i);
     const Incarnation incarnation{random_u64()};
     auto fabric = fabric_for(options, {name, incarnation}, geometry, spec.layer_count(), true);
-    const std::vector<uint32_t> held = options.replicated
-                                           ? protocol::default_experts(experts, 0, 1)
-                                           : protocol::default_experts(experts, i, options.expert_nodes);
+    const std::vector<uint32_t> held =
+        options.replicated ? protocol::default_experts(experts, 0, 1)
+                           : protocol::default_experts(experts, i, options.expert_nodes);
     std::vector<model::ExpertWeights::Key> keys;
     for (uint32_t layer = 0; layer < spec.layer_count(); ++layer) {
       for (const uint32_t expert : held) keys.push_back({.layer = layer, .expert = expert});
@@ -133,13 +135,14 @@ ClusterHarness::ClusterHarness(const HarnessOptions& options, const model::Check
     auto source = must(checkpoint.source());
     Node<AttentionEngine> node;
     node.engine = must(AttentionEngine::create(
-        node_options, spec, must(model::AttentionWeights::load(spec, *source, options.dtype)), kernels,
-        std::move(fabric)));
+        node_options, spec, must(model::AttentionWeights::load(spec, *source, options.dtype)),
+        kernels, std::move(fabric)));
     attention_.push_back(std::move(node));
   }
   const auto start = [&](auto& node) {
     auto* engine = node.engine.get();
-    node.pulse = std::make_unique<transport::PulseThread>([engine] { engine->pulse(); }, options.link_timeout / 4);
+    node.pulse = std::make_unique<transport::PulseThread>([engine] { engine->pulse(); },
+                                                          options.link_timeout / 4);
     node.thread = std::jthread([engine] { engine->run(); });
   };
   for (auto& node : experts_) start(node);
@@ -200,7 +203,8 @@ std::vector<GenerationRequest> random_requests(uint64_t seed, uint32_t count, ui
 }
 
 model::Checkpoint random_moe() {
-  return must(model::Checkpoint::open_dummy(std::string(VOLLEY_TEST_DATA) + "/models/random-moe", 7));
+  return must(
+      model::Checkpoint::open_dummy(std::string(VOLLEY_TEST_DATA) + "/models/random-moe", 7));
 }
 
 }  // namespace volley::engine

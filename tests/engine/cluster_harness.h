@@ -1,7 +1,7 @@
 #pragma once
 
-// A whole data plane in one process: attention and expert engines on their own threads, over any fabric,
-// without gRPC. The tests drive it as the daemons would.
+// A whole data plane in one process: attention and expert engines on their own threads, over any
+// fabric, without gRPC. The tests drive it as the daemons would.
 
 #include <condition_variable>
 #include <functional>

@@ -1,7 +1,7 @@
-// Goal: what an attention engine does when an expert node is lost in the middle of its sequences: with another
-// holder of every expert the outputs are the same bits as without the loss; without one every sequence ends with
-// a status that names the expert, and nothing hangs.
-// Method: a cluster in one process; one expert engine is ended after some tokens.
+// Goal: what an attention engine does when an expert node is lost in the middle of its sequences:
+// with another holder of every expert the outputs are the same bits as without the loss; without
+// one every sequence ends with a status that names the expert, and nothing hangs. Method: a cluster
+// in one process; one expert engine is ended after some tokens.
 
 #include <gtest/gtest.h>
 
@@ -22,7 +22,8 @@ std::vector<GenerationRequest> requests() {
 }
 
 /// Runs all requests and calls `at_half` once, when some stream has half of its tokens.
-void run(ClusterHarness& cluster, std::vector<Stream>& streams, const std::function<void()>& at_half) {
+void run(ClusterHarness& cluster, std::vector<Stream>& streams,
+         const std::function<void()>& at_half) {
   std::atomic<bool> half{false};
   const std::vector<GenerationRequest> all = requests();
   for (uint32_t i = 0; i < kStreams; ++i) {

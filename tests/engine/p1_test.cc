@@ -1,7 +1,7 @@
-// Goal: promise P1. The tokens and the 64-bit digest of every logits row of a request are the same on every
-// topology, micro-batch count, fabric, chunk size, batch company, and with preemptions in the middle.
-// Method: random weights and temperature 1, so that any wrong bit shows; one reference run, alone on the
-// smallest cluster, then every variation against it.
+// Goal: promise P1. The tokens and the 64-bit digest of every logits row of a request are the same
+// on every topology, micro-batch count, fabric, chunk size, batch company, and with preemptions in
+// the middle. Method: random weights and temperature 1, so that any wrong bit shows; one reference
+// run, alone on the smallest cluster, then every variation against it.
 
 #include <gtest/gtest.h>
 
@@ -22,7 +22,8 @@ struct Expected {
 };
 
 const std::vector<GenerationRequest>& requests() {
-  static const auto* all = new std::vector<GenerationRequest>(random_requests(11, 4, 199, 40, kNewTokens));
+  static const auto* all =
+      new std::vector<GenerationRequest>(random_requests(11, 4, 199, 40, kNewTokens));
   return *all;
 }
 
@@ -72,10 +73,10 @@ TEST_P(P1Topology, EveryTopologyGivesTheSameBits) {
   for (const uint32_t attention : {1u, 2u, 3u}) {
     for (const uint32_t experts : {1u, 2u, 3u, 5u}) {
       for (const uint32_t micro_batches : {1u, 2u, 3u, 4u}) {
-        SCOPED_TRACE(fmt::format("{} attention x {} expert nodes, m = {}", attention, experts, micro_batches));
-        HarnessOptions options{.attention_nodes = attention,
-                               .expert_nodes = experts,
-                               .micro_batches = micro_batches};
+        SCOPED_TRACE(fmt::format("{} attention x {} expert nodes, m = {}", attention, experts,
+                                 micro_batches));
+        HarnessOptions options{
+            .attention_nodes = attention, .expert_nodes = experts, .micro_batches = micro_batches};
         options.fabric = GetParam();
         if (GetParam() == "fault") {
           options.fabric = "local";
@@ -123,7 +124,8 @@ TEST(P1, ThreadsAndInstructionSetsGiveTheSameBits) {
 }
 
 TEST(P1, ASequenceAmidSixtyFourOthersGivesTheSameBits) {
-  ClusterHarness cluster({.expert_nodes = 3, .micro_batches = 3, .sequences_max = 128}, random_moe());
+  ClusterHarness cluster({.expert_nodes = 3, .micro_batches = 3, .sequences_max = 128},
+                         random_moe());
   const std::vector<GenerationRequest> others = random_requests(99, 64, 199, 30, 12);
   std::vector<Stream> noise(others.size());
   std::vector<Stream> streams(requests().size());
@@ -147,8 +149,8 @@ TEST(P1, PreemptionAndRecomputationGiveTheSameBits) {
     Stream stream;
     std::atomic<uint64_t> id{0};
     stream.on_token = [&](size_t count) {
-      // Each token but the last is followed by a preemption: what decode had produced is computed again by
-      // prefill.
+      // Each token but the last is followed by a preemption: what decode had produced is computed
+      // again by prefill.
       if (count < kNewTokens && id != 0) cluster.attention(0).preempt(SequenceId{id});
     };
     id = cluster.submit(0, requests()[i], stream).value;
@@ -166,7 +168,8 @@ TEST(P1, PreemptionAndRecomputationGiveTheSameBits) {
 
 TEST(P1, ScarceKvBlocksPreemptAndStillGiveTheSameBits) {
   // Room for one full sequence and a little: several sequences at once can only run by preemption.
-  ClusterHarness cluster({.expert_nodes = 2, .sequence_tokens_max = 64, .kv_blocks = 5}, random_moe());
+  ClusterHarness cluster({.expert_nodes = 2, .sequence_tokens_max = 64, .kv_blocks = 5},
+                         random_moe());
   std::vector<Stream> streams(requests().size());
   for (size_t i = 0; i < streams.size(); ++i) cluster.submit(0, requests()[i], streams[i]);
   for (size_t i = 0; i < streams.size(); ++i) {

@@ -1,7 +1,7 @@
-// Goal: promise P5 on shared memory. The FFN reads the very bytes that the pack kernel wrote, and the combine
-// kernel the very bytes that the FFN wrote; nothing copies a row on the way.
-// Method: spies in the kernel table record every row's address; /proc/self/maps turns an address into (file,
-// offset), which is the same for both ends' mappings of one region.
+// Goal: promise P5 on shared memory. The FFN reads the very bytes that the pack kernel wrote, and
+// the combine kernel the very bytes that the FFN wrote; nothing copies a row on the way. Method:
+// spies in the kernel table record every row's address; /proc/self/maps turns an address into
+// (file, offset), which is the same for both ends' mappings of one region.
 
 #include <gtest/gtest.h>
 
@@ -68,8 +68,8 @@ std::set<Place> places_of(const std::set<const void*>& addresses) {
     Range range{};
     char dash = 0;
     std::string permissions, device;
-    fields >> std::hex >> range.begin >> dash >> range.end >> permissions >> range.offset >> device >>
-        std::dec >> range.inode;
+    fields >> std::hex >> range.begin >> dash >> range.end >> permissions >> range.offset >>
+        device >> std::dec >> range.inode;
     ranges.push_back(range);
   }
   std::set<Place> places;

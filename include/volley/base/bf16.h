@@ -11,7 +11,9 @@ struct Bf16 {
 };
 static_assert(sizeof(Bf16) == 2);
 
-inline float to_f32(Bf16 value) { return std::bit_cast<float>(uint32_t{value.bits} << 16); }
+inline float to_f32(Bf16 value) {
+  return std::bit_cast<float>(uint32_t{value.bits} << 16);
+}
 
 /// Rounds to nearest even. A NaN stays a NaN (quiet, its sign kept), an overflow becomes infinite.
 inline Bf16 to_bf16(float value) {
@@ -26,7 +28,8 @@ inline float f16_to_f32(uint16_t half) {
   const uint32_t exponent = (half >> 10) & 0x1fu;
   uint32_t mantissa = half & 0x3ffu;
   if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
-  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+  if (exponent != 0)
+    return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
   if (mantissa == 0) return std::bit_cast<float>(sign);
   const int shift = std::countl_zero(mantissa) - 21;  // Brings the leading one to bit 10.
   mantissa = (mantissa << shift) & 0x3ffu;

@@ -7,12 +7,15 @@
 
 namespace volley {
 
-/// A bounded queue from any thread to one: producers push, the consumer takes everything at once. For
-/// commands, which are rare next to the messages of the data plane. Both sides keep their memory.
+/// A bounded queue from any thread to one: producers push, the consumer takes everything at once.
+/// For commands, which are rare next to the messages of the data plane. Both sides keep their
+/// memory.
 template <class T>
 class Mailbox {
  public:
-  explicit Mailbox(size_t capacity) : capacity_(capacity) { items_.reserve(capacity < 64 ? capacity : 64); }
+  explicit Mailbox(size_t capacity) : capacity_(capacity) {
+    items_.reserve(capacity < 64 ? capacity : 64);
+  }
 
   enum class Push { kOk, kFull, kClosed };
   /// `item` is unchanged unless the answer is kOk.

@@ -20,8 +20,8 @@ class SplitMix64 {
   uint64_t state_;
 };
 
-/// Philox4x32-10 (Salmon et al., SC '11): a counter-based generator. The value at a counter does not
-/// depend on what was drawn before, so sampling can be replayed at any position.
+/// Philox4x32-10 (Salmon et al., SC '11): a counter-based generator. The value at a counter does
+/// not depend on what was drawn before, so sampling can be replayed at any position.
 std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key);
 
 }  // namespace volley

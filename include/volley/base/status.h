@@ -15,7 +15,9 @@ template <class T>
 using Result = absl::StatusOr<T>;
 using StatusCode = absl::StatusCode;
 
-inline Status ok_status() { return absl::OkStatus(); }
+inline Status ok_status() {
+  return absl::OkStatus();
+}
 
 /// A status whose message is formatted with fmt; it must hold the offending value and its place.
 /// (Debian's Abseil has its own string_view, which absl::StrCat does not convert from std's.)
@@ -67,11 +69,11 @@ inline Status annotate(const Status& status, const std::string& context) {
 #define VOLLEY_CONCAT_INNER(a, b) a##b
 #define VOLLEY_CONCAT(a, b) VOLLEY_CONCAT_INNER(a, b)
 
-#define VOLLEY_RETURN_IF_ERROR(expression)                       \
-  do {                                                           \
+#define VOLLEY_RETURN_IF_ERROR(expression)                                    \
+  do {                                                                        \
     if (::volley::Status volley_status = (expression); !volley_status.ok()) { \
-      return volley_status;                                      \
-    }                                                            \
+      return volley_status;                                                   \
+    }                                                                         \
   } while (false)
 
 #define VOLLEY_ASSIGN_OR_RETURN(declaration, expression) \

@@ -1,8 +1,8 @@
 #pragma once
 
-// The cluster file: one YAML document that every daemon of a cluster reads. docs/configuration.md lists the
-// keys; the reader is strict: an unknown key, a duplicate or a bad value is an error that names file, line,
-// key and what is allowed.
+// The cluster file: one YAML document that every daemon of a cluster reads. docs/configuration.md
+// lists the keys; the reader is strict: an unknown key, a duplicate or a bad value is an error that
+// names file, line, key and what is allowed.
 
 #include <cstdint>
 #include <string>
@@ -14,25 +14,25 @@
 namespace volley::config {
 
 struct ModelConfig {
-  std::string path;            ///< Hugging Face folder; a relative path is relative to the cluster file.
+  std::string path;  ///< Hugging Face folder; a relative path is relative to the cluster file.
   bool dummy_weights = false;  ///< weights: checkpoint | dummy
   uint64_t dummy_seed = 0;
   std::string dtype = "bf16";  ///< bf16 | f32
 };
 
 struct TransportConfig {
-  std::string fabric = "shm";      ///< local | shm | tcp
-  uint32_t micro_batches = 2;      ///< m, or with `auto` the most that may be used
+  std::string fabric = "shm";  ///< local | shm | tcp
+  uint32_t micro_batches = 2;  ///< m, or with `auto` the most that may be used
   bool adaptive_micro_batches = false;
-  uint32_t slot_rows = 0;          ///< Token rows of a slot; 0: tokens_per_step of the attention pool.
-  uint32_t links_max = 8;          ///< Attention nodes that one expert node can serve.
+  uint32_t slot_rows = 0;  ///< Token rows of a slot; 0: tokens_per_step of the attention pool.
+  uint32_t links_max = 8;  ///< Attention nodes that one expert node can serve.
   uint32_t link_timeout_ms = 1000;
   uint32_t gather_window_us = 2000;
 };
 
 struct ControllerConfig {
   std::string listen = "127.0.0.1:7070";
-  std::string state_dir;           ///< "" keeps the term nowhere: versions start from the clock.
+  std::string state_dir;  ///< "" keeps the term nowhere: versions start from the clock.
   uint32_t report_interval_ms = 200;
 };
 
@@ -54,8 +54,8 @@ struct AttentionPoolConfig {
   uint32_t tokens_per_step = 256;
   uint32_t sequences_max = 256;
   uint32_t waiting_max = 1024;
-  uint32_t sequence_tokens = 0;    ///< 0: the model's maximum, at most 8192.
-  uint32_t kv_blocks = 0;          ///< 0: see AttentionEngineOptions.
+  uint32_t sequence_tokens = 0;  ///< 0: the model's maximum, at most 8192.
+  uint32_t kv_blocks = 0;        ///< 0: see AttentionEngineOptions.
   std::vector<AttentionNodeConfig> nodes;
 };
 
@@ -63,14 +63,14 @@ struct ExpertNodeConfig {
   std::string name;
   std::string data_listen = "127.0.0.1:0";  ///< tcp only
   uint32_t threads = 1;
-  std::vector<uint32_t> experts;   ///< Empty: its share by position, see protocol::default_experts.
+  std::vector<uint32_t> experts;  ///< Empty: its share by position, see protocol::default_experts.
 };
 struct ExpertPoolConfig {
   std::vector<ExpertNodeConfig> nodes;
 };
 
 struct ClusterConfig {
-  std::string file;                ///< Where it was read from, for messages.
+  std::string file;  ///< Where it was read from, for messages.
   std::string cluster;
   ModelConfig model;
   TransportConfig transport;
@@ -78,7 +78,7 @@ struct ClusterConfig {
   FrontendConfig frontend;
   AttentionPoolConfig attention;
   ExpertPoolConfig expert;
-  std::string cpu_isa = "auto";    ///< auto | reference | avx2 | avx512
+  std::string cpu_isa = "auto";       ///< auto | reference | avx2 | avx512
   uint32_t stop_timeout_ms = 30'000;  ///< How long SIGTERM lets sequences finish.
 };
 

@@ -27,15 +27,15 @@ struct AttentionEngineOptions {
   uint32_t sequences_max = 256;
   uint32_t waiting_max = 1024;
   uint32_t sequence_tokens_max = 2048;
-  uint32_t kv_blocks = 0;               ///< 0: enough for sequences_max / 4 sequences of full length.
-  protocol::LinkGeometry geometry;      ///< Of the fabric's links; see AttentionEngine::geometry().
+  uint32_t kv_blocks = 0;           ///< 0: enough for sequences_max / 4 sequences of full length.
+  protocol::LinkGeometry geometry;  ///< Of the fabric's links; see AttentionEngine::geometry().
   Nanos link_timeout = kSecond;
   /// Called on the engine thread after status().ready has changed; must not block.
   std::function<void()> on_ready_changed{};
 };
 
-/// Receives a sequence's outputs. Called on the engine thread, in order, and must not block; the last call has
-/// `ended()`. After that call the engine never touches the sink again.
+/// Receives a sequence's outputs. Called on the engine thread, in order, and must not block; the
+/// last call has `ended()`. After that call the engine never touches the sink again.
 class OutputSink {
  public:
   virtual ~OutputSink() = default;
@@ -62,12 +62,13 @@ struct AttentionStatus {
 
 /// An attention node: KV cache, attention, router, dispatch, combine, head and sampling.
 ///
-/// Threads: run() is the body of the engine thread, which owns the core, the fabric and the kernels' pool.
-/// All other methods may be called from any thread; they cross to it through one bounded mailbox.
+/// Threads: run() is the body of the engine thread, which owns the core, the fabric and the
+/// kernels' pool. All other methods may be called from any thread; they cross to it through one
+/// bounded mailbox.
 class AttentionEngine {
  public:
-  /// Allocates and touches everything the step path needs. Errors: kInvalidArgument (a limit that does not
-  /// fit: names and values), kResourceExhausted (memory).
+  /// Allocates and touches everything the step path needs. Errors: kInvalidArgument (a limit that
+  /// does not fit: names and values), kResourceExhausted (memory).
   static Result<std::unique_ptr<AttentionEngine>> create(const AttentionEngineOptions& options,
                                                          const model::ModelSpec& spec,
                                                          model::AttentionWeights weights,
@@ -80,10 +81,11 @@ class AttentionEngine {
 
   /// Queues a sequence. On OK the sink gets everything, its end included; it must live until then.
   /// Errors: kResourceExhausted (queue full), kUnavailable (no complete expert map, stopping),
-  /// kInvalidArgument. May report the latter two through the sink when they are found on the engine thread.
+  /// kInvalidArgument. May report the latter two through the sink when they are found on the engine
+  /// thread.
   Result<SequenceId> submit(GenerationRequest request, OutputSink* sink);
-  /// Ends the sequence with kCancelled; everything it holds is free within one step. At most once per
-  /// sequence: the mailbox is sized for that.
+  /// Ends the sequence with kCancelled; everything it holds is free within one step. At most once
+  /// per sequence: the mailbox is sized for that.
   void cancel(SequenceId id);
   /// Test hook: preempts a running sequence, which is computed again.
   void preempt(SequenceId id);
@@ -92,11 +94,11 @@ class AttentionEngine {
   AttentionStatus status() const;
 
   void run();
-  /// Refuses new sequences; run() returns when those it has are finished or at `deadline`, which ends the
-  /// rest with kUnavailable.
+  /// Refuses new sequences; run() returns when those it has are finished or at `deadline`, which
+  /// ends the rest with kUnavailable.
   void stop(Nanos deadline);
-  /// Tells the peers that this node lives; silent once run() has not turned for half a minute. Called a few
-  /// times per link timeout, by a thread of its own.
+  /// Tells the peers that this node lives; silent once run() has not turned for half a minute.
+  /// Called a few times per link timeout, by a thread of its own.
   void pulse();
 
  private:

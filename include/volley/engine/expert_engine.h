@@ -26,8 +26,8 @@ struct ExpertEngineOptions {
 struct ExpertStatus {
   uint32_t links = 0;
   uint64_t runs = 0, dispatches = 0, mergeable_runs = 0, merged_runs = 0, refusals = 0;
-  uint64_t rows = 0;             ///< (token, expert) pairs computed.
-  Nanos expert_time = 0;         ///< Measured T_e of one run.
+  uint64_t rows = 0;      ///< (token, expert) pairs computed.
+  Nanos expert_time = 0;  ///< Measured T_e of one run.
   size_t weight_bytes = 0, link_bytes = 0;
 };
 
@@ -45,11 +45,12 @@ class ExpertEngine {
 
   ExpertStatus status() const;
   void run();
-  /// run() returns once all attention nodes have closed their links, or none is inside a step and none has
-  /// sent anything for a link timeout and at least a second since stop(), or at `deadline`.
+  /// run() returns once all attention nodes have closed their links, or none is inside a step and
+  /// none has sent anything for a link timeout and at least a second since stop(), or at
+  /// `deadline`.
   void stop(Nanos deadline);
-  /// Tells the peers that this node lives; silent once run() has not turned for half a minute. Called a few
-  /// times per link timeout, by a thread of its own.
+  /// Tells the peers that this node lives; silent once run() has not turned for half a minute.
+  /// Called a few times per link timeout, by a thread of its own.
   void pulse();
 
  private:
