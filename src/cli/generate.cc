@@ -83,7 +83,7 @@ int run_generate(const GenerateOptions& options) {
     last = chunk;
   }
   if (options.ids) std::fputs(fmt::format("{}", fmt::join(all_ids, " ")).c_str(), stdout);
-  std::fputc('\n', stdout);
+  if (tokens > 0 || options.echo) std::fputc('\n', stdout);
   std::fflush(stdout);
   if (const grpc::Status status = reader->Finish(); !status.ok()) {
     return report(annotate(control::from_grpc(status), fmt::format("after {} tokens", tokens)));

@@ -48,6 +48,7 @@ void read_address(YamlMap& map, const std::string& key, std::string& address,
   const size_t colon = address.rfind(':');
   uint64_t port = 0;
   if (colon == std::string::npos || colon == 0 ||
+      address.find_first_of(" \t") != std::string::npos ||
       !parse_decimal(address.substr(colon + 1), 65535, port) || port < port_min) {
     map.fail(key,
              fmt::format("'{}' is not HOST:PORT with a port in [{}, 65535]", address, port_min));

@@ -57,7 +57,7 @@ Status ExpertRole::start(const config::ClusterConfig& config, OnFailure on_failu
           : protocol::default_experts(expert_count, static_cast<uint32_t>(node - nodes.begin()),
                                       static_cast<uint32_t>(nodes.size()));
   if (experts.empty()) {
-    return failed_precondition("{}: {} expert nodes share {} experts; none is left for {}",
+    return invalid_argument("{}: {} expert nodes share {} experts; none is left for {}",
                                config.file, nodes.size(), expert_count, name_);
   }
   std::vector<model::ExpertWeights::Key> keys;

@@ -119,6 +119,10 @@ INSTANTIATE_TEST_SUITE_P(
                 "c.yaml: transport.links_max: 1 links are too few for 2 attention nodes"},
         Mistake{"tokens_per_step: 64", "waiting_max: 0",
                 "c.yaml:8: attention.waiting_max: '0' is not an integer in [1, 1000000]"},
+        Mistake{
+            "      threads: 2", "      listen: 'local host:70'",
+            "c.yaml:12: attention.nodes[1].listen: 'local host:70' is not HOST:PORT with a port in "
+            "[0, 65535]"},
         Mistake{"  path: models/tiny", "  weights: dummy",
                 "c.yaml:3: model.path: the key is missing"},
         Mistake{"cluster: demo\n", "", "c.yaml:1: cluster: the key is missing"},
