@@ -89,6 +89,7 @@ struct AttentionEngine::Impl {
         fabric(std::move(link_fabric)),
         core(core_options(opts, spec)),
         links(*fabric, opts.name),
+        profile(opts.trace_capacity),
         micro_batch_times(opts.micro_batches),
         // Each accepted sequence may post its submission and one cancel.
         commands(2 * (size_t{opts.waiting_max} + opts.sequences_max) + kExtraCommands) {
@@ -113,6 +114,7 @@ struct AttentionEngine::Impl {
   // Owned by the engine thread.
   AttentionCore core;
   ExpertLinks links;
+  Profile profile;
   std::unique_ptr<AttentionStep> step;
   std::unordered_map<SequenceId, Live> live;
   std::vector<scheduler::SequenceOutput> outputs;
@@ -259,7 +261,14 @@ struct AttentionEngine::Impl {
 
   void post_dispatches() {
     for (const scheduler::OutgoingDispatch& dispatch : core.take_dispatches()) {
+      const SpanSubject subject{.micro_batch = dispatch.header.micro_batch,
+                                .layer = dispatch.header.layer,
+                                .rows = dispatch.header.row_count};
       std::byte* slot = fabric->send_slot(dispatch.link, dispatch.slot);
+      profile.lap(Span::kSchedule, {.micro_batch = subject.micro_batch, .layer = subject.layer});
+      step->pack(dispatch.header.micro_batch, dispatch.rows,
+                 protocol::row_of(slot, geometry.dispatch, 0));
+      profile.lap(Span::kPack, subject);
       protocol::MessageHeader& header = protocol::header_of(slot);
       header = dispatch.header;
       header.link = fabric->wire_link(dispatch.link);
@@ -267,15 +276,15 @@ struct AttentionEngine::Impl {
                         protocol::entries_of(slot, geometry.dispatch,
                                              static_cast<uint32_t>(dispatch.entries.size()))
                             .begin());
-      step->pack(dispatch.header.micro_batch, dispatch.rows,
-                 protocol::row_of(slot, geometry.dispatch, 0));
       fabric->post(dispatch.link, dispatch.slot);
-      micro_batch_times[dispatch.header.micro_batch].posted = monotonic_now();
+      profile.lap(Span::kPost, subject);
+      micro_batch_times[dispatch.header.micro_batch].posted = profile.last();
     }
   }
 
   void run_work(const Work& work) {
-    const Nanos start = monotonic_now();
+    profile.lap(Span::kSchedule, {.micro_batch = work.micro_batch, .layer = work.layer});
+    const Nanos start = profile.last();
     if (work.combine_begin < work.combine_end) {
       average(round_trip_time, start - micro_batch_times[work.micro_batch].posted);
       answer_rows.clear();
@@ -290,12 +299,19 @@ struct AttentionEngine::Impl {
       // fragments of the same layer.
       const uint32_t answered = work.stage == Work::Stage::kAttention ? work.layer - 1 : work.layer;
       step->combine(work.micro_batch, answered, work.combine_begin, work.combine_end, answer_rows);
+      profile.lap(Span::kCombine, {.micro_batch = work.micro_batch,
+                                   .layer = answered,
+                                   .rows = work.combine_end - work.combine_begin});
     }
     switch (work.stage) {
-      case Work::Stage::kAttention:
-        core.route(work.micro_batch, step->attention(work.micro_batch, work.layer, *work.plan));
-        average(attention_time, monotonic_now() - start);
+      case Work::Stage::kAttention: {
+        const auto chosen = step->attention(work.micro_batch, work.layer, *work.plan);
+        profile.lap(
+            Span::kAttention,
+            {.micro_batch = work.micro_batch, .layer = work.layer, .rows = work.plan->row_count});
+        core.route(work.micro_batch, chosen);
         break;
+      }
       case Work::Stage::kPack:
         break;
       case Work::Stage::kHead:
@@ -303,24 +319,33 @@ struct AttentionEngine::Impl {
         break;
     }
     post_dispatches();
+    if (work.stage == Work::Stage::kAttention) average(attention_time, profile.last() - start);
   }
 
   void run_head(const Work& work) {
     sampled.clear();
-    step->head(work.micro_batch, *work.plan,
-               [this](const scheduler::Chunk& chunk, std::span<const float> logits) {
-                 scheduler::BatchScheduler::Sampled result;
-                 const auto it = live.find(chunk.sequence);
-                 if (it != live.end()) {  // Else it was cancelled inside the step.
-                   const uint64_t position = chunk.start_position + chunk.row_count;
-                   const kernels::SampledToken token =
-                       kernels::sample_token(logits, it->second.sampling, position, scratch);
-                   result = {.token = token.token,
-                             .logprob = token.logprob,
-                             .logits_digest = digest64(std::as_bytes(logits))};
-                 }
-                 sampled.push_back(result);
-               });
+    SpanSubject group{.micro_batch = work.micro_batch, .layer = work.layer};
+    uint32_t group_left = 0;
+    step->head(
+        work.micro_batch, *work.plan,
+        [&](uint32_t count) {
+          group.rows = group_left = count;
+          profile.lap(Span::kHead, group);
+        },
+        [&](const scheduler::Chunk& chunk, std::span<const float> logits) {
+          scheduler::BatchScheduler::Sampled result;
+          const auto it = live.find(chunk.sequence);
+          if (it != live.end()) {  // Else it was cancelled inside the step.
+            const uint64_t position = chunk.start_position + chunk.row_count;
+            const kernels::SampledToken token =
+                kernels::sample_token(logits, it->second.sampling, position, scratch);
+            result = {.token = token.token,
+                      .logprob = token.logprob,
+                      .logits_digest = digest64(std::as_bytes(logits))};
+          }
+          sampled.push_back(result);
+          if (--group_left == 0) profile.lap(Span::kSample, group);
+        });
     core.finish_step(work.micro_batch, sampled);
   }
 
@@ -372,7 +397,8 @@ struct AttentionEngine::Impl {
                          .round_trip_time = round_trip_time,
                          .weight_bytes = step->weight_bytes(),
                          .kv_bytes = step->kv_bytes(),
-                         .link_bytes = geometry.region_bytes() * links.open_count()};
+                         .link_bytes = geometry.region_bytes() * links.open_count(),
+                         .profile = profile.totals()};
     bool changed = false;
     {
       const std::lock_guard lock(status_mutex);
@@ -383,6 +409,7 @@ struct AttentionEngine::Impl {
   }
 
   void run() {
+    profile.start(monotonic_now());
     while (true) {
       progress.turn(monotonic_now());
       handle_commands();
@@ -408,13 +435,19 @@ struct AttentionEngine::Impl {
         wake_at = std::min(wake_at, deadline);
       }
       if (stopping) wake_at = std::min(wake_at, stop_deadline);
+      const Span blocked = core.scheduler().idle() ? Span::kIdle : Span::kWait;
+      profile.lap(Span::kSchedule);
       fabric->wait(wake_at);
+      profile.lap(blocked);
     }
     // Submissions that raced with stop() still get their end.
     commands.close();
     handle_commands();
     deliver_outputs();
     links.close_all();
+    profile.lap(Span::kSchedule);
+    status_due = 0;
+    publish_status(false);
   }
 };
 
@@ -514,6 +547,10 @@ void AttentionEngine::update_cluster(ClusterUpdate update) {
 AttentionStatus AttentionEngine::status() const {
   const std::lock_guard lock(impl_->status_mutex);
   return impl_->published;
+}
+
+std::vector<SpanRecord> AttentionEngine::take_trace() const {
+  return impl_->profile.trace();
 }
 
 void AttentionEngine::run() {

@@ -74,6 +74,7 @@ struct ExpertEngine::Impl {
         rows_max(std::max(kRunRowsMax, geometry.dispatch.entries_max)),
         pool(opts.threads),
         fabric(std::move(link_fabric)),
+        profile(opts.trace_capacity),
         gather({.layers = model_spec.layer_count(),
                 .rows_max = rows_max,
                 .window_max = opts.gather_window_max}) {}
@@ -103,6 +104,7 @@ struct ExpertEngine::Impl {
   std::unique_ptr<transport::Fabric> fabric;
 
   // Owned by the engine thread.
+  Profile profile;
   scheduler::GatherPolicy gather;
   std::map<LinkId, Link> links;
   Mapping workspace;
@@ -287,9 +289,15 @@ struct ExpertEngine::Impl {
   }
 
   void compute(const GatherDecision& run) {
-    const Nanos start = monotonic_now();
+    const PendingDispatch& first = run.dispatches.front();
+    SpanSubject subject{.micro_batch = links.at(first.link).slots[first.slot].header.micro_batch,
+                        .layer = run.layer};
+    profile.lap(Span::kSchedule, subject);
+    const Nanos start = profile.last();
     collect(run);
     VOLLEY_CHECK(pairs.size() <= rows_max);
+    subject.rows = static_cast<uint32_t>(pairs.size());
+    profile.lap(Span::kPrepare, subject);
     if (!pairs.empty()) {
       kernels.grouped_ffn({.groups = groups,
                            .input = inputs,
@@ -297,18 +305,25 @@ struct ExpertEngine::Impl {
                            .dtype = options.dtype,
                            .workspace = workspace.bytes().data()},
                           pool);
+      profile.lap(Span::kFfn, subject);
     }
     for (const PendingDispatch& dispatch : run.dispatches) {
       Link& link = links.at(dispatch.link);
-      if (finite_answer(dispatch)) {
+      const MessageHeader& header = link.slots[dispatch.slot].header;
+      const SpanSubject answered{
+          .micro_batch = header.micro_batch, .layer = header.layer, .rows = header.entry_count};
+      const bool finite = finite_answer(dispatch);
+      profile.lap(Span::kCheck, answered);
+      if (finite) {
         answer(dispatch.link, link, dispatch.slot);
       } else {
         spdlog::error("{}: layer {} gave a value that is not finite for {}", options.name,
                       run.layer, link.name);
         refuse(dispatch.link, link, dispatch.slot, Refusal::kNotFinite);
       }
+      profile.lap(Span::kPost, answered);
     }
-    const Nanos now = monotonic_now();
+    const Nanos now = profile.last();
     rows_computed += pairs.size();
     if (!pairs.empty()) average(expert_time, now - start);
     gather.on_answered(now, now - start);
@@ -329,7 +344,8 @@ struct ExpertEngine::Impl {
                  .rows = rows_computed,
                  .expert_time = expert_time,
                  .weight_bytes = weights.bytes(),
-                 .link_bytes = geometry.region_bytes() * options.links_max};
+                 .link_bytes = geometry.region_bytes() * options.links_max,
+                 .profile = profile.totals()};
   }
 
   /// The last dispatch of a micro-batch was not the last of its step: the next one is to come,
@@ -353,6 +369,7 @@ struct ExpertEngine::Impl {
   }
 
   void run() {
+    profile.start(monotonic_now());
     while (true) {
       handle_events();
       drop_silent_links();
@@ -371,10 +388,16 @@ struct ExpertEngine::Impl {
       if (decision.kind == GatherDecision::Kind::kRun) continue;
       if (decision.kind == GatherDecision::Kind::kWait)
         wake_at = std::min(wake_at, decision.wait_until);
+      const bool waits = decision.kind == GatherDecision::Kind::kWait || step_under_way();
+      profile.lap(Span::kSchedule);
       fabric->wait(wake_at);
+      profile.lap(waits ? Span::kWait : Span::kIdle);
     }
     for (const auto& [id, link] : links) fabric->close(id);
     links.clear();
+    profile.lap(Span::kSchedule);
+    status_due = 0;
+    publish_status();
   }
 };
 
@@ -396,6 +419,10 @@ ExpertEngine::~ExpertEngine() = default;
 ExpertStatus ExpertEngine::status() const {
   const std::lock_guard lock(impl_->status_mutex);
   return impl_->published;
+}
+
+std::vector<SpanRecord> ExpertEngine::take_trace() const {
+  return impl_->profile.trace();
 }
 
 void ExpertEngine::run() {

@@ -10,6 +10,7 @@
 #include "kernels/sample/sample.h"
 #include "volley/base/status.h"
 #include "volley/engine/cluster_update.h"
+#include "volley/engine/profile.h"
 #include "volley/model/weights.h"
 #include "volley/scheduler/sequence.h"
 #include "volley/transport/fabric.h"
@@ -30,6 +31,7 @@ struct AttentionEngineOptions {
   uint32_t kv_blocks = 0;           ///< 0: enough for sequences_max / 4 sequences of full length.
   protocol::LinkGeometry geometry;  ///< Of the fabric's links; see AttentionEngine::geometry().
   Nanos link_timeout = kSecond;
+  size_t trace_capacity = 0;  ///< Spans that take_trace() returns at most: the last ones.
   /// Called on the engine thread after status().ready has changed; must not block.
   std::function<void()> on_ready_changed{};
 };
@@ -58,6 +60,7 @@ struct AttentionStatus {
   uint64_t steps = 0, tokens_generated = 0, prefill_tokens = 0, preemptions = 0;
   Nanos attention_time = 0, round_trip_time = 0;  ///< Measured T_a and T_e + 2 T_c per layer.
   size_t weight_bytes = 0, kv_bytes = 0, link_bytes = 0;
+  ProfileSnapshot profile;  ///< Of the engine thread, at most some 100 ms old.
 };
 
 /// An attention node: KV cache, attention, router, dispatch, combine, head and sampling.
@@ -92,6 +95,8 @@ class AttentionEngine {
   /// The expert pool changed.
   void update_cluster(ClusterUpdate update);
   AttentionStatus status() const;
+  /// The spans of the engine thread, oldest first. Only when run() has returned.
+  std::vector<SpanRecord> take_trace() const;
 
   void run();
   /// Refuses new sequences; run() returns when those it has are finished or at `deadline`, which
