@@ -18,6 +18,8 @@ using Cases = std::vector<std::unique_ptr<KernelCase>>;
 constexpr uint64_t kArenaPerL3 = 8;
 /// Each limit is measured so many times as long as a repetition of a kernel, at least.
 constexpr double kLimitTimes = 5;
+/// What a look at the bandwidth between two repetitions reads: some 3 ms.
+constexpr size_t kBriefBytes = size_t{64} << 20;
 
 Result<Cases> select_cases(const std::string& filter) {
   std::regex pattern;
@@ -49,11 +51,11 @@ Status check(const KernelBenchOptions& options, const Machine& machine) {
   return ok_status();
 }
 
-Limits measure_limits(ThreadPool& pool, const Arena& arena, const Machine& machine,
-                      double seconds) {
+Limits measure_limits(ThreadPool& pool, MemoryReader& reader, std::span<const std::byte> memory,
+                      const Machine& machine, double seconds) {
   Limits limits = measure_arithmetic(pool, seconds);
-  limits.memory_gbps = measure_memory_read(pool, arena.bytes(), seconds);
-  limits.cache_gbps = measure_cache_read(pool, arena.bytes(), machine.l2_bytes / 2, seconds);
+  limits.memory_gbps = reader.measure(seconds);
+  limits.cache_gbps = measure_cache_read(pool, memory, machine.l2_bytes / 2, seconds);
   return limits;
 }
 
@@ -105,10 +107,13 @@ Result<KernelReport> run_kernel_bench(const KernelBenchOptions& options,
 
   double largest_call = 0;
   for (const auto& one : cases) largest_call = std::max(largest_call, one->cost().memory_bytes);
-  VOLLEY_ASSIGN_OR_RETURN(Arena arena,
-                          Arena::create(std::max({kArenaPerL3 * machine.l3_bytes,
-                                                  2 * static_cast<uint64_t>(largest_call),
-                                                  machine.cores.size() * machine.l2_bytes})));
+  const uint64_t arena_bytes = kArenaPerL3 * machine.l3_bytes;
+  VOLLEY_ASSIGN_OR_RETURN(
+      Arena arena, Arena::create(std::max(arena_bytes, 2 * static_cast<uint64_t>(largest_call))));
+  // The bandwidth is measured on other memory: a kernel may have left parts of its own in the L3.
+  VOLLEY_ASSIGN_OR_RETURN(
+      const Arena read_only,
+      Arena::create(std::max(arena_bytes, machine.cores.size() * machine.l2_bytes)));
   for (const auto& one : cases) one->prepare(arena);
 
   const double min_time = 1e-3 * options.min_time_ms;
@@ -126,7 +131,9 @@ Result<KernelReport> run_kernel_bench(const KernelBenchOptions& options,
     progress(fmt::format("threads {}: limits", threads));
     ThreadLimits limits;
     limits.threads = threads;
-    limits.start = measure_limits(pool, arena, report.machine, kLimitTimes * min_time);
+    MemoryReader reader(pool, read_only.bytes());
+    limits.start =
+        measure_limits(pool, reader, read_only.bytes(), report.machine, kLimitTimes * min_time);
 
     const Runner runner(*kernels, arena, pool, min_time);
     std::vector<uint64_t> calls;
@@ -139,19 +146,26 @@ Result<KernelReport> run_kernel_bench(const KernelBenchOptions& options,
                                 .rows = one->rows(),
                                 .threads = threads,
                                 .cost = one->cost(),
-                                .seconds = {}});
+                                .seconds = {},
+                                .neighbour_gbps = {}});
     }
     // Interleaved, so that a noisy moment of the machine costs each case one repetition at most.
     for (uint32_t repetition = 0; repetition < options.repetitions; ++repetition) {
       progress(fmt::format("threads {}: repetition {} of {}", threads, repetition + 1,
                            options.repetitions));
+      double before = reader.measure_briefly(kBriefBytes);
       for (size_t i = 0; i < cases.size(); ++i) {
         runner.time(*cases[i], 1);  // Brings code, inputs and outputs back into the caches.
         report.results[first + i].seconds.push_back(runner.time(*cases[i], calls[i]));
+        const double after = reader.measure_briefly(kBriefBytes);
+        report.results[first + i].neighbour_gbps.push_back(std::max(before, after));
+        limits.between.memory_gbps = std::max(limits.between.memory_gbps, after);
+        before = after;
       }
     }
     progress(fmt::format("threads {}: limits again", threads));
-    limits.end = measure_limits(pool, arena, report.machine, kLimitTimes * min_time);
+    limits.end =
+        measure_limits(pool, reader, read_only.bytes(), report.machine, kLimitTimes * min_time);
     report.limits.push_back(limits);
   }
   return report;

@@ -39,14 +39,16 @@ Limits limits_for(const KernelReport& report, uint32_t threads) {
 }
 
 std::string format_limits(const KernelReport& report) {
-  std::vector<std::vector<std::string>> rows = {{"LIMIT", "THREADS", "START", "END", "USED"}};
+  std::vector<std::vector<std::string>> rows = {
+      {"LIMIT", "THREADS", "START", "BETWEEN", "END", "USED"}};
   for (const ThreadLimits& limits : report.limits) {
     for (const LimitRow& row : kLimitRows) {
       const double used = limits.best().*row.field;
       if (used == 0) continue;
       rows.push_back({row.name, std::to_string(limits.threads),
-                      three_digits(limits.start.*row.field), three_digits(limits.end.*row.field),
-                      three_digits(used)});
+                      three_digits(limits.start.*row.field),
+                      limits.between.*row.field > 0 ? three_digits(limits.between.*row.field) : "-",
+                      three_digits(limits.end.*row.field), three_digits(used)});
     }
   }
   return format_table(rows, 1);
@@ -72,6 +74,7 @@ nlohmann::json result_json(const KernelReport& report, const KernelResult& resul
           {"total_bytes", result.cost.total_bytes},
           {"flops", result.cost.flops},
           {"seconds", result.seconds},
+          {"neighbour_gbps", result.neighbour_gbps},
           {"best_seconds", best},
           {"median_seconds", median},
           {"gbps", result.cost.total_bytes / best / kGiga},
@@ -79,7 +82,8 @@ nlohmann::json result_json(const KernelReport& report, const KernelResult& resul
           {"bound", bound_name(limit.bound)},
           {"limit_seconds", limit.seconds},
           {"share_best", limit.seconds / best},
-          {"share_median", limit.seconds / median}};
+          {"share_median", limit.seconds / median},
+          {"paired_memory_share", result.paired_memory_share()}};
 }
 
 }  // namespace
@@ -134,6 +138,15 @@ double KernelResult::median_seconds() const {
   return quantile(sorted, 0.5);
 }
 
+double KernelResult::paired_memory_share() const {
+  VOLLEY_CHECK(!seconds.empty() && seconds.size() == neighbour_gbps.size());
+  std::vector<double> shares;
+  for (size_t i = 0; i < seconds.size(); ++i) {
+    shares.push_back(cost.memory_bytes / (neighbour_gbps[i] * kGiga) / seconds[i]);
+  }
+  return quantile(shares, 0.5);
+}
+
 std::string format_kernel_report(const KernelReport& report) {
   std::string out = fmt::format(
       "{}, {} cores, L2 {} KiB, L3 {} MiB, {}\nkernels: {}; repetitions of {:.0f} ms\n\n",
@@ -141,15 +154,18 @@ std::string format_kernel_report(const KernelReport& report) {
       report.machine.l3_bytes >> 20, report.date, report.isa, 1e3 * report.min_time_seconds);
   out += format_limits(report);
   out += fmt::format(
-      "\nThe limits were measured before and after the kernels; the larger is used. DATA memory: "
-      "weights and KV\nrotate through {} MiB, {:.1f} times the L3, and come from memory; cache: "
-      "everything stays in the caches.\n\n",
+      "\nThe limits were measured before the kernels, between their repetitions and after them; "
+      "the "
+      "largest is used.\nDATA memory: weights and KV rotate through {} MiB, {:.1f} times the L3, "
+      "and "
+      "come from memory; cache: everything\nstays in the caches. PAIRED SHARE is held against the "
+      "bandwidth right before and after each repetition.\n\n",
       report.rotation_bytes >> 20,
       static_cast<double>(report.rotation_bytes) / static_cast<double>(report.machine.l3_bytes));
 
-  std::vector<std::vector<std::string>> rows = {{"KERNEL", "SHAPE", "DATA", "BOUND", "ROWS",
-                                                 "THREADS", "MEDIAN us", "BEST us", "GB/s",
-                                                 "GFLOP/s", "SHARE", "MEDIAN SHARE"}};
+  std::vector<std::vector<std::string>> rows = {
+      {"KERNEL", "SHAPE", "DATA", "BOUND", "ROWS", "THREADS", "MEDIAN us", "BEST us", "GB/s",
+       "GFLOP/s", "SHARE", "MEDIAN SHARE", "PAIRED SHARE"}};
   for (const KernelResult& result : report.results) {
     const BindingLimit limit =
         binding_limit(result.cost, limits_for(report, result.threads), report.isa);
@@ -161,7 +177,8 @@ std::string format_kernel_report(const KernelReport& report) {
                     three_digits(best / kMicro),
                     three_digits(result.cost.total_bytes / best / kGiga),
                     result.cost.flops > 0 ? three_digits(result.cost.flops / best / kGiga) : "-",
-                    percent(limit.seconds / best), percent(limit.seconds / median)});
+                    percent(limit.seconds / best), percent(limit.seconds / median),
+                    limit.bound == Bound::kMemory ? percent(result.paired_memory_share()) : "-"});
   }
   return out + format_table(rows, 4);
 }
@@ -183,6 +200,7 @@ std::string kernel_report_json(const KernelReport& report) {
   for (const ThreadLimits& limits : report.limits) {
     json["limits"].push_back({{"threads", limits.threads},
                               {"start", limits_json(limits.start)},
+                              {"between", limits_json(limits.between)},
                               {"end", limits_json(limits.end)},
                               {"used", limits_json(limits.best())}});
   }

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "volley/base/check.h"
 #include "volley/base/clock.h"
@@ -126,24 +127,42 @@ std::span<const ReadLoop> read_loops() {
 
 }  // namespace
 
-double measure_memory_read(ThreadPool& pool, std::span<const std::byte> memory, double seconds) {
-  const auto tiles = static_cast<uint32_t>(memory.size() / kTileBytes);
+double MemoryReader::read(size_t way, size_t first_tile, size_t tile_count) {
+  const ReadLoop loop = read_loops()[way];
+  const std::byte* const first = memory_.data() + first_tile * kTileBytes;
+  const Nanos start = monotonic_now();
+  pool_.parallel_for(static_cast<uint32_t>(tile_count), [&](uint32_t tile) {
+    sink.store(loop(first + tile * kTileBytes, kTileBytes), std::memory_order_relaxed);
+  });
+  const double gbps =
+      static_cast<double>(tile_count * kTileBytes) / static_cast<double>(monotonic_now() - start);
+  if (gbps > best_gbps_) {
+    best_gbps_ = gbps;
+    best_way_ = way;
+  }
+  return gbps;
+}
+
+double MemoryReader::measure(double seconds) {
+  const size_t tiles = memory_.size() / kTileBytes;
   VOLLEY_CHECK(tiles > 0);
   const Nanos end = monotonic_now() + static_cast<Nanos>(seconds * kSecond);
   double best = 0;
-  Nanos now = monotonic_now();
   do {
-    for (const ReadLoop loop : read_loops()) {
-      const Nanos start = now;
-      pool.parallel_for(tiles, [&](uint32_t tile) {
-        sink.store(loop(memory.data() + tile * kTileBytes, kTileBytes), std::memory_order_relaxed);
-      });
-      now = monotonic_now();
-      best = std::max(best,
-                      static_cast<double>(tiles * kTileBytes) / static_cast<double>(now - start));
+    for (size_t way = 0; way < read_loops().size(); ++way) {
+      best = std::max(best, read(way, 0, tiles));
     }
-  } while (now < end);
+  } while (monotonic_now() < end);
   return best;
+}
+
+double MemoryReader::measure_briefly(size_t bytes) {
+  const size_t tiles = memory_.size() / kTileBytes;
+  VOLLEY_CHECK(tiles > 0);
+  const size_t count = std::clamp<size_t>(bytes / kTileBytes, 1, tiles);
+  if (next_tile_ + count > tiles) next_tile_ = 0;
+  const size_t first = std::exchange(next_tile_, next_tile_ + count);
+  return read(best_way_, first, count);
 }
 
 double measure_cache_read(ThreadPool& pool, std::span<const std::byte> memory,

@@ -55,17 +55,24 @@ struct KernelResult {
   uint32_t threads = 0;
   KernelCost cost;
   std::vector<double> seconds;  ///< Of a call, one value per repetition.
+  /// Per repetition the larger of the read bandwidths measured right before and right after it.
+  std::vector<double> neighbour_gbps;
 
   double best_seconds() const;
   double median_seconds() const;
+  /// The median over the repetitions of: bytes from memory, over what the memory gave at that very
+  /// time. On a machine whose bandwidth changes with its neighbours this is the fair share. 0: the
+  /// call reads nothing from memory.
+  double paired_memory_share() const;
 };
 
-/// The limits before and after the measurements with this number of threads.
+/// The limits with this number of threads: before the kernels, after them, and between their
+/// repetitions (only `memory_gbps`).
 struct ThreadLimits {
   uint32_t threads = 0;
-  Limits start, end;
+  Limits start, between, end;
 
-  Limits best() const { return larger_of(start, end); }
+  Limits best() const { return larger_of(larger_of(start, end), between); }
 };
 
 struct KernelReport {
