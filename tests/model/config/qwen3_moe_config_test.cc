@@ -1,6 +1,7 @@
 // Goal: config.json of a Qwen3-MoE gives the right ModelSpec, and what the engine does not have is
 // refused by name. Method: the published configuration, changed one field at a time. What all
-// architectures share is tested in model_config_test.cc.
+// architectures share is tested in model_config_test.cc. Also the shapes of the models that
+// benchmarks use.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -13,6 +14,7 @@ namespace volley::model {
 namespace {
 
 using nlohmann::json;
+using testing::ElementsAre;
 using testing::HasSubstr;
 
 constexpr const char* kOrigin = "/models/m/config.json";
@@ -112,6 +114,33 @@ TEST(Qwen3MoeConfig, EverySizeMustBeThere) {
     EXPECT_EQ(spec.status().code(), StatusCode::kInvalidArgument) << field;
     EXPECT_THAT(message_of(spec.status()), HasSubstr(std::string(field) + " is missing"));
   }
+}
+
+TEST(BenchmarkModels, HaveTheShapesThatTheyAreComparedAt) {
+  const auto open = [](const std::string& name) {
+    return Checkpoint::open_dummy(VOLLEY_SOURCE_DIR "/configs/models/" + name, 0);
+  };
+  const Result<Checkpoint> mixtral = open("bench-mixtral");
+  ASSERT_TRUE(mixtral.ok()) << mixtral.status();
+  const Result<Checkpoint> qwen3 = open("bench-qwen3-moe");
+  ASSERT_TRUE(qwen3.ok()) << qwen3.status();
+  const auto shape = [](const ModelSpec& spec) {
+    const AttentionSpec& attention = spec.layers[0].attention;
+    const MoeSpec& moe = spec.layers[0].moe;
+    return std::vector<uint32_t>{spec.vocab,
+                                 spec.hidden,
+                                 spec.layer_count(),
+                                 attention.heads,
+                                 attention.kv_heads,
+                                 attention.head_dim,
+                                 attention.qk_norm,
+                                 moe.experts,
+                                 moe.top_k,
+                                 moe.normalize_top_k,
+                                 moe.ffn};
+  };
+  EXPECT_THAT(shape(mixtral->spec), ElementsAre(32000, 1024, 8, 16, 4, 64, 0, 8, 2, 1, 2048));
+  EXPECT_THAT(shape(qwen3->spec), ElementsAre(32000, 1024, 12, 16, 4, 128, 1, 32, 4, 1, 512));
 }
 
 struct BadField {
