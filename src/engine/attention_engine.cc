@@ -19,7 +19,7 @@
 #include "volley/base/mailbox.h"
 #include "volley/cache/block_allocator.h"
 #include "volley/scheduler/attention_core.h"
-#include "volley/scheduler/micro_batch_count.h"
+#include "volley/scheduler/micro_batch_controller.h"
 
 namespace volley::engine {
 namespace {
@@ -51,11 +51,6 @@ struct StopCommand {
 };
 using Command =
     std::variant<SubmitCommand, CancelCommand, PreemptCommand, ClusterUpdate, StopCommand>;
-
-/// An exponentially weighted mean: the last eight or so values count.
-void average(Nanos& mean, Nanos value) {
-  mean = mean == 0 ? value : mean + (value - mean) / 8;
-}
 
 scheduler::AttentionCoreOptions core_options(const AttentionEngineOptions& options,
                                              const model::ModelSpec& spec) {
@@ -90,9 +85,16 @@ struct AttentionEngine::Impl {
         core(core_options(opts, spec)),
         links(*fabric, opts.name),
         profile(opts.trace_capacity),
+        controller({.micro_batches_max = opts.micro_batches,
+                    .rows_max = opts.tokens_per_step_max,
+                    .layers = spec.layer_count(),
+                    .overlap = !opts.shares_cores_with_experts}),
         micro_batch_times(opts.micro_batches),
         // Each accepted sequence may post its submission and one cancel.
         commands(2 * (size_t{opts.waiting_max} + opts.sequences_max) + kExtraCommands) {
+    if (options.adaptive_micro_batches) {
+      core.scheduler().set_active_micro_batches(controller.decision().micro_batches);
+    }
     zero_row.resize(geometry.answer.row_bytes);
     answer_rows.reserve(size_t{opts.tokens_per_step_max} * top_k);
   }
@@ -101,8 +103,14 @@ struct AttentionEngine::Impl {
     OutputSink* sink;
     kernels::SamplingParams sampling;
   };
+  /// What is measured of a micro-batch's step.
   struct MicroBatchTimes {
-    Nanos posted = 0;
+    Nanos computed = 0;        // This thread's time for the step so far.
+    Nanos posted = 0;          // The fragment's last dispatch.
+    Nanos expert = 0;          // The longest of the fragment's answers,
+    Nanos transfer = 0;        // the longest one way that is exact,
+    Nanos transfer_bound = 0;  // or is not.
+    bool exact = false;
   };
 
   const AttentionEngineOptions options;
@@ -124,8 +132,9 @@ struct AttentionEngine::Impl {
   kernels::SampleScratch scratch;
   std::vector<Command> batch;
   std::vector<LinkId> silent_links;
+  scheduler::MicroBatchController controller;
   std::vector<MicroBatchTimes> micro_batch_times;
-  Nanos attention_time = 0, round_trip_time = 0;
+  bool worked_since_poll = false;  // What poll() finds may have come a while ago.
   uint64_t tokens_generated = 0;
   bool stopping = false;
   Nanos stop_deadline = 0;
@@ -213,6 +222,7 @@ struct AttentionEngine::Impl {
   void handle_events() {
     std::array<transport::FabricEvent, kEventsPerPoll> events;
     const size_t count = fabric->poll(events);
+    const Nanos now = count > 0 ? monotonic_now() : 0;
     unpublished = unpublished || count > 0;
     for (size_t i = 0; i < count; ++i) {
       const transport::FabricEvent& event = events[i];
@@ -227,6 +237,7 @@ struct AttentionEngine::Impl {
         }
         case transport::EventKind::kMessage: {
           const protocol::MessageHeader& header = fabric->recv_header(event.link, event.slot);
+          note_answer(header, now);
           if (const Status status = core.on_message(event.link, event.slot, header); !status.ok()) {
             drop_link(event.link, status);
           }
@@ -240,6 +251,55 @@ struct AttentionEngine::Impl {
           break;
       }
     }
+    worked_since_poll = false;
+  }
+
+  /// Takes the times out of an answer. They change nothing but what is measured, so the answer need
+  /// not have been checked against its dispatch.
+  void note_answer(const protocol::MessageHeader& header, Nanos now) {
+    if (header.kind != protocol::MessageKind::kAnswer) return;
+    MicroBatchTimes& times = micro_batch_times[header.micro_batch];
+    const protocol::AnswerTimes& answer = header.times;
+    times.expert = std::max(times.expert, Nanos{answer.compute_ns});
+    const bool queue_known = answer.queue_ns != protocol::AnswerTimes::kUnknown;
+    const Nanos away = now - times.posted - answer.compute_ns - (queue_known ? answer.queue_ns : 0);
+    const Nanos one_way = std::max<Nanos>(away / 2, 0);
+    if (queue_known && !worked_since_poll) {
+      times.exact = true;
+      times.transfer = std::max(times.transfer, one_way);
+    } else {
+      times.transfer_bound = std::max(times.transfer_bound, one_way);
+    }
+  }
+
+  /// A decode step has one row per sequence. Only these are learned from: m serves decoding, and a
+  /// row of a prompt costs something else.
+  static bool decodes(const scheduler::StepPlan& plan) {
+    return plan.row_count == plan.chunks.size();
+  }
+
+  /// All answers of a fragment are in.
+  void learn_from_answers(const Work& work) {
+    MicroBatchTimes& times = micro_batch_times[work.micro_batch];
+    const uint32_t rows = work.combine_end - work.combine_begin;
+    if (decodes(*work.plan) && rows == work.plan->row_count) {
+      controller.on_expert(rows, times.expert, profile.last());
+      controller.on_transfer(rows, times.exact ? times.transfer : times.transfer_bound, times.exact,
+                             profile.last());
+    }
+    times.expert = times.transfer = times.transfer_bound = 0;
+    times.exact = false;
+  }
+
+  /// A step has ended: the moment to change the number of micro-batches.
+  void learn_from_step(uint32_t micro_batch, uint32_t decode_rows) {
+    MicroBatchTimes& times = micro_batch_times[micro_batch];
+    const Nanos now = profile.last();
+    if (decode_rows > 0) controller.on_attention(decode_rows, times.computed / layers, now);
+    times.computed = 0;
+    if (!options.adaptive_micro_batches || decode_rows == 0) return;
+    core.scheduler().set_active_micro_batches(
+        controller.decide(core.scheduler().stats().running, now));
   }
 
   void tick() {
@@ -283,10 +343,15 @@ struct AttentionEngine::Impl {
   }
 
   void run_work(const Work& work) {
-    profile.lap(Span::kSchedule, {.micro_batch = work.micro_batch, .layer = work.layer});
+    MicroBatchTimes& times = micro_batch_times[work.micro_batch];
+    const bool ends = work.stage == Work::Stage::kHead;
+    // Asked now: the plan is gone when the step has ended.
+    const uint32_t decode_rows = decodes(*work.plan) ? work.plan->row_count : 0;
+    if (work.stage == Work::Stage::kAttention && work.layer == 0) times.computed = 0;
     const Nanos start = profile.last();
+    profile.lap(Span::kSchedule, {.micro_batch = work.micro_batch, .layer = work.layer});
     if (work.combine_begin < work.combine_end) {
-      average(round_trip_time, start - micro_batch_times[work.micro_batch].posted);
+      learn_from_answers(work);
       answer_rows.clear();
       for (const scheduler::AnswerRef& ref : work.answers) {
         answer_rows.push_back(
@@ -319,7 +384,8 @@ struct AttentionEngine::Impl {
         break;
     }
     post_dispatches();
-    if (work.stage == Work::Stage::kAttention) average(attention_time, profile.last() - start);
+    times.computed += profile.last() - start;
+    if (ends) learn_from_step(work.micro_batch, decode_rows);
   }
 
   void run_head(const Work& work) {
@@ -364,13 +430,24 @@ struct AttentionEngine::Impl {
     }
   }
 
-  void adapt_micro_batches() {
-    if (!options.adaptive_micro_batches || attention_time == 0 || round_trip_time == 0) return;
-    // Seen from this node an answer takes T_e + 2 T_c: while it is away, the other m - 1
-    // micro-batches should fill that time with T_a each.
-    core.scheduler().set_active_micro_batches(scheduler::micro_batches_for(
-        {.attention = attention_time, .expert = 0, .transfer = round_trip_time / 2},
-        options.micro_batches));
+  scheduler::MicroBatchDecision micro_batch_decision() const {
+    if (options.adaptive_micro_batches) return controller.decision();
+    return {.micro_batches = options.micro_batches};
+  }
+
+  auto measured_times() const {
+    std::array<MeasuredTimes, scheduler::TimeCurve::kBuckets> measured;
+    for (uint32_t i = 0; i < scheduler::TimeCurve::kBuckets; ++i) {
+      const auto& attention = controller.attention().points()[i];
+      const auto& expert = controller.expert().points()[i];
+      const auto& transfer = controller.transfer().points()[i];
+      if (!attention.usable() || !expert.usable()) continue;
+      measured[i] = {.rows = attention.rows,
+                     .attention = static_cast<Nanos>(attention.time),
+                     .expert = static_cast<Nanos>(expert.time),
+                     .transfer = transfer.usable() ? static_cast<Nanos>(transfer.time) : 0};
+    }
+    return measured;
   }
 
   void publish_status(bool idle) {
@@ -378,7 +455,6 @@ struct AttentionEngine::Impl {
     if (now < status_due && !(idle && unpublished)) return;
     status_due = now + kStatusInterval;
     unpublished = false;
-    adapt_micro_batches();
     const scheduler::BatchScheduler::Stats stats = core.scheduler().stats();
     const Status ready = stopping ? unavailable("{} is shutting down", options.name) : core.ready();
     AttentionStatus next{.ready = ready.ok(),
@@ -393,8 +469,8 @@ struct AttentionEngine::Impl {
                          .tokens_generated = tokens_generated,
                          .prefill_tokens = stats.prefill_tokens,
                          .preemptions = stats.preemptions,
-                         .attention_time = attention_time,
-                         .round_trip_time = round_trip_time,
+                         .micro_batches = micro_batch_decision(),
+                         .measured = measured_times(),
                          .weight_bytes = step->weight_bytes(),
                          .kv_bytes = step->kv_bytes(),
                          .link_bytes = geometry.region_bytes() * links.open_count(),
@@ -420,7 +496,7 @@ struct AttentionEngine::Impl {
       bool worked = false;
       if (core.next_work(work)) {
         run_work(work);
-        worked = true;
+        worked = worked_since_poll = true;
       }
       deliver_outputs();
       unpublished = unpublished || worked;

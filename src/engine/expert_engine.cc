@@ -50,6 +50,7 @@ struct ExpertEngine::Impl {
   struct Waiting {
     MessageHeader header;
     std::vector<protocol::Entry> entries;
+    bool late = false;  ///< It came while the node was computing, who knows when.
   };
   struct Link {
     std::string name;
@@ -115,7 +116,8 @@ struct ExpertEngine::Impl {
   std::vector<kernels::FfnGroup> groups;
   Nanos expert_time = 0;
   Nanos last_dispatch = 0;
-  Nanos stop_seen = 0;  // When run() first saw `stopping`.
+  bool computed_since_poll = false;  // What poll() finds may have come a while ago.
+  Nanos stop_seen = 0;               // When run() first saw `stopping`.
   uint64_t rows_computed = 0, refusals = 0;
   Nanos status_due = 0;
 
@@ -133,12 +135,15 @@ struct ExpertEngine::Impl {
     header.row_count = dispatch.entry_count;
     header.entry_count = 0;
     header.refusal = Refusal::kNone;
+    header.times = {.compute_ns = 0, .queue_ns = 0};
     return header;
   }
 
-  void answer(LinkId id, Link& link, uint32_t slot) {
+  void answer(LinkId id, Link& link, uint32_t slot, const protocol::AnswerTimes& times) {
     std::byte* out = fabric->send_slot(id, slot);
-    protocol::header_of(out) = answer_header(link.slots[slot].header);
+    MessageHeader header = answer_header(link.slots[slot].header);
+    header.times = times;
+    protocol::header_of(out) = header;
     link.state.on_answered(slot);
     fabric->post(id, slot);
   }
@@ -179,6 +184,7 @@ struct ExpertEngine::Impl {
     }
     Waiting& waiting = link.slots[slot];
     waiting.header = header;
+    waiting.late = computed_since_poll;
     const auto entries =
         protocol::entries_of(fabric->recv_slot(id, slot), geometry.dispatch, header.entry_count);
     waiting.entries.assign(entries.begin(), entries.end());
@@ -228,6 +234,7 @@ struct ExpertEngine::Impl {
         drop_link(event.link, status);
       }
     }
+    computed_since_poll = false;
   }
 
   void drop_silent_links() {
@@ -309,13 +316,16 @@ struct ExpertEngine::Impl {
     }
     for (const PendingDispatch& dispatch : run.dispatches) {
       Link& link = links.at(dispatch.link);
-      const MessageHeader& header = link.slots[dispatch.slot].header;
+      const Waiting& waiting = link.slots[dispatch.slot];
+      const MessageHeader& header = waiting.header;
       const SpanSubject answered{
           .micro_batch = header.micro_batch, .layer = header.layer, .rows = header.entry_count};
       const bool finite = finite_answer(dispatch);
       profile.lap(Span::kCheck, answered);
       if (finite) {
-        answer(dispatch.link, link, dispatch.slot);
+        answer(dispatch.link, link, dispatch.slot,
+               protocol::AnswerTimes::make(profile.last() - start,
+                                           waiting.late ? -1 : start - dispatch.arrived));
       } else {
         spdlog::error("{}: layer {} gave a value that is not finite for {}", options.name,
                       run.layer, link.name);
@@ -376,7 +386,10 @@ struct ExpertEngine::Impl {
       const Nanos now = monotonic_now();
       progress.turn(now);
       const GatherDecision decision = gather.decide(now);
-      if (decision.kind == GatherDecision::Kind::kRun) compute(decision);
+      if (decision.kind == GatherDecision::Kind::kRun) {
+        compute(decision);
+        computed_since_poll = true;
+      }
       publish_status();
       Nanos wake_at = now + std::min(kIdleWait, options.link_timeout / 4);
       if (stopping.load(std::memory_order_acquire)) {

@@ -183,6 +183,22 @@ TEST_F(ControllerStateTest, HealthAloneDoesNotChangeTheVersion) {
   EXPECT_EQ(state_.version(), before);
 }
 
+TEST_F(ControllerStateTest, ProfilesAreForOperatorsAndGoWithTheirNode) {
+  const auto session = join(attention("a0", 1));
+  ASSERT_TRUE(session.ok());
+  EXPECT_TRUE(state_.status().profiles().empty());
+  v1::NodeProfile profile;
+  profile.set_wall_ns(7);
+  state_.profile(*session, profile);
+  const v1::GetStatusResponse status = state_.status();
+  ASSERT_EQ(status.profiles().count("a0"), 1u);
+  EXPECT_EQ(status.profiles().at("a0").wall_ns(), 7u);
+  EXPECT_EQ(status.view().SerializeAsString(), state_.view(Audience::kOther).SerializeAsString());
+  state_.stream_closed(*session, actions_);
+  state_.profile(*session, profile);
+  EXPECT_TRUE(state_.status().profiles().empty());
+}
+
 TEST_F(ControllerStateTest, TheViewIsSettledAfterOneLease) {
   state_.tick(3 * kSecond - 1, actions_);
   EXPECT_FALSE(state_.view(Audience::kOther).settled());

@@ -77,5 +77,42 @@ TEST(ProfileEndToEnd, SumsToTheWallTimeAndShowsEveryLayer) {
   }
 }
 
+TEST(ProfileEndToEnd, AdaptiveMicroBatchesMeasureAndChangeNoBit) {
+  const model::Checkpoint checkpoint = random_moe();
+  const std::vector<GenerationRequest> requests = random_requests(9, 12, 199, 12, 100);
+  std::vector<std::vector<uint64_t>> digests[2];
+  for (const bool adaptive : {false, true}) {
+    HarnessOptions options;
+    options.fabric = "shm";
+    options.micro_batches = adaptive ? 4 : 1;
+    options.adaptive_micro_batches = adaptive;
+    ClusterHarness cluster(options, checkpoint);
+    std::vector<Stream> streams(requests.size());
+    for (size_t i = 0; i < requests.size(); ++i) cluster.submit(0, requests[i], streams[i]);
+    for (Stream& stream : streams) {
+      ASSERT_TRUE(stream.wait());
+      ASSERT_TRUE(stream.status.ok()) << stream.status;
+      digests[adaptive].push_back(stream.digests);
+    }
+    cluster.stop();
+    const AttentionStatus status = cluster.attention(0).status();
+    uint32_t sizes = 0;
+    for (const MeasuredTimes& times : status.measured) {
+      if (times.rows == 0) continue;
+      ++sizes;
+      EXPECT_GT(times.attention, 0) << times.rows;
+      EXPECT_GT(times.expert, 0) << times.rows;
+      EXPECT_GE(times.transfer, 0) << times.rows;
+    }
+    EXPECT_GT(sizes, 0u);
+    EXPECT_GE(status.micro_batches.micro_batches, 1u);
+    EXPECT_LE(status.micro_batches.micro_batches, options.micro_batches);
+    EXPECT_EQ(status.micro_batches.why == scheduler::MicroBatchDecision::Why::kConfigured,
+              !adaptive)
+        << scheduler::describe(status.micro_batches);
+  }
+  EXPECT_EQ(digests[0], digests[1]);
+}
+
 }  // namespace
 }  // namespace volley::engine
