@@ -124,9 +124,10 @@ Status run_attention(Channel& channel, const model::Checkpoint& checkpoint,
 
 Result<RunTrace> run_pair(const model::Checkpoint& checkpoint, const PairOptions& options) {
   const Nanos deadline = monotonic_now() + options.timeout;
-  // As many steps as the prompts of a micro-batch need; its first sequences decode meanwhile.
+  // The first sequences decode while the others' prompts are computed, and while this process, on
+  // the same core as its engine, still submits them.
   const uint32_t slack =
-      2 + 2 * options.micro_batches * options.rows * options.prompt_tokens / kPrefillRowsMin;
+      64 + 2 * options.micro_batches * options.rows * options.prompt_tokens / kPrefillRowsMin;
   VOLLEY_ASSIGN_OR_RETURN(const SharedWireClock clock, SharedWireClock::create());
   NodeOptions attention_node = node_options(options, checkpoint, slack);
   NodeOptions expert_node = attention_node;

@@ -14,9 +14,10 @@
 #include "common/nodes.h"
 #include "common/report.h"
 #include "common/streams.h"
-#include "limits.h"
 #include "model_cost.h"
 #include "volley/base/clock.h"
+#include "volley/bench/limits.h"
+#include "volley/protocol/wire.h"
 
 namespace volley::benchmarks {
 namespace {
@@ -41,7 +42,9 @@ struct Options {
   std::string json_path;
 
   bool colocated() const { return mode == "colocated"; }
-  uint32_t slack(uint32_t count) const { return 4 + 2 * count * prompt / step_tokens; }
+  /// Streams that start first decode while the last one still waits for its prefill; how long
+  /// depends on the machine too.
+  uint32_t slack(uint32_t count) const { return 64 + 2 * count * prompt / step_tokens; }
 };
 
 /// Of one number of streams, one value per repetition.
@@ -83,8 +86,8 @@ Status run_once(AttentionNode& node, uint32_t vocab, const Options& options, uin
     Streams prefill(*node, vocab,
                     {.streams = streams, .prompt_tokens = options.prompt, .seed = seed});
     VOLLEY_RETURN_IF_ERROR(prefill.wait(deadline));
-    result["prefill"].push_back(per_second(uint64_t{streams} * options.prompt,
-                                           prefill.round_over() - prefill.submitted()));
+    result["prefill"].push_back(
+        per_second(uint64_t{streams} * options.prompt, prefill.round_over() - prefill.submitted()));
   }
   Streams decode(*node, vocab,
                  {.streams = streams,
@@ -111,8 +114,8 @@ Result<std::string> run_load(AttentionNode& node, uint32_t vocab, const Options&
       run_once(node, vocab, options, options.streams.front(), 1, ignored, deadline));
   for (uint32_t round = 0; round < options.repeat; ++round) {
     for (size_t i = 0; i < options.streams.size(); ++i) {
-      VOLLEY_RETURN_IF_ERROR(run_once(node, vocab, options, options.streams[i], round + 1,
-                                      results[i], deadline));
+      VOLLEY_RETURN_IF_ERROR(
+          run_once(node, vocab, options, options.streams[i], round + 1, results[i], deadline));
     }
   }
   node.stop();
@@ -156,6 +159,15 @@ Status run_attention_child(Channel& channel, const model::Checkpoint& checkpoint
   return channel.send(results, deadline);
 }
 
+/// The instruction set whose peak is the limit: with "auto" the best that the processor has.
+std::string peak_isa(const std::string& isa, const bench::Limits& limits) {
+  if (isa != "auto") return isa;
+  for (const char* each : {"avx512_bf16", "avx512", "avx2"}) {
+    if (bench::peak_gflops(limits, each) > 0) return each;
+  }
+  return "reference";
+}
+
 struct Messages {
   std::string load, expert_profile;
 };
@@ -173,12 +185,12 @@ Result<Messages> run_processes(const model::Checkpoint& checkpoint, const Option
     VOLLEY_ASSIGN_OR_RETURN(messages.load, children.receive(both, deadline));
     VOLLEY_ASSIGN_OR_RETURN(messages.expert_profile, children.receive(both, deadline));
   } else {
-    VOLLEY_ASSIGN_OR_RETURN(
-        const size_t expert,
-        children.start({.name = "expert node", .cores = options.expert_cores},
-                       [&](Channel& channel) {
-                         return run_expert_child(channel, checkpoint, options, deadline);
-                       }));
+    VOLLEY_ASSIGN_OR_RETURN(const size_t expert,
+                            children.start({.name = "expert node", .cores = options.expert_cores},
+                                           [&](Channel& channel) {
+                                             return run_expert_child(channel, checkpoint, options,
+                                                                     deadline);
+                                           }));
     VOLLEY_ASSIGN_OR_RETURN(
         const size_t attention,
         children.start({.name = "attention node", .cores = options.attention_cores},
@@ -197,18 +209,18 @@ Result<Messages> run_processes(const model::Checkpoint& checkpoint, const Option
 
 /// The line of one number of streams.
 json row_of(const model::ModelSpec& spec, const Options& options, uint32_t streams,
-            const json& measured, const MachineLimits& limits) {
+            const json& measured, const bench::Limits& limits) {
   const std::vector<double> decode = measured.at("decode"), prefill = measured.at("prefill");
   const double context = options.prompt + options.new_tokens / 2.0;
   const StepCost cost = decode_step_cost(spec, streams, context);
-  const double memory_s = cost.bytes / limits.read_bytes_per_s;
-  const double compute_s = cost.flops / limits.bf16_flops_per_s;
+  const double memory_s = cost.bytes / (limits.memory_gbps * 1e9);
+  const double peak = bench::peak_gflops(limits, peak_isa(options.isa, limits)) * 1e9;
+  const double compute_s = cost.flops / peak;
   const double bound = streams / std::max(memory_s, compute_s);
   const uint64_t prompt_tokens = uint64_t{streams} * options.prompt;
   const double prefill_best = std::ranges::max(prefill);
-  const double prefill_flops_per_s =
-      prefill_flops(spec, prompt_tokens, streams) / static_cast<double>(prompt_tokens) *
-      prefill_best;
+  const double prefill_flops_per_s = prefill_flops(spec, prompt_tokens, streams) /
+                                     static_cast<double>(prompt_tokens) * prefill_best;
   return {{"streams", streams},
           {"decode_tokens_per_s", std::ranges::max(decode)},
           {"bound_tokens_per_s", bound},
@@ -218,7 +230,7 @@ json row_of(const model::ModelSpec& spec, const Options& options, uint32_t strea
           {"step_flops", cost.flops},
           {"prefill_tokens_per_s", prefill_best},
           {"prefill_gflops", prefill_flops_per_s / 1e9},
-          {"prefill_share", prefill_flops_per_s / limits.bf16_flops_per_s},
+          {"prefill_share", prefill_flops_per_s / peak},
           {"decode_all", decode},
           {"prefill_all", prefill}};
 }
@@ -227,15 +239,16 @@ std::string table_of(const json& report) {
   const json& limits = report.at("limits");
   std::string out = fmt::format(
       "{}, {}, {} thread{}, {} micro-batch{}, prompt {}, {} new tokens\n"
-      "limits in this run: {:.1f} GB/s read, {:.0f} GFLOP/s bf16 with {} threads\n\n"
+      "limits in this run: {:.1f} GB/s read, {:.0f} GFLOP/s ({}) with {} thread{}\n\n"
       "| streams | decode tok/s | bound tok/s | bound by | share | prefill tok/s | prefill GFLOP/s "
       "| share of peak |\n|---:|---:|---:|---|---:|---:|---:|---:|\n",
       report.at("model").get<std::string>(), report.at("mode").get<std::string>(),
       report.at("threads").get<uint32_t>(), report.at("threads") == 1 ? "" : "s",
       report.at("micro_batches").get<uint32_t>(), report.at("micro_batches") == 1 ? "" : "es",
       report.at("prompt_tokens").get<uint32_t>(), report.at("new_tokens").get<uint32_t>(),
-      limits.at("read_bytes_per_s").get<double>() / 1e9,
-      limits.at("bf16_flops_per_s").get<double>() / 1e9, limits.at("threads").get<uint32_t>());
+      limits.at("memory_gbps").get<double>(), limits.at("peak_gflops").get<double>(),
+      limits.at("peak_of").get<std::string>(), limits.at("threads").get<uint32_t>(),
+      limits.at("threads") == 1 ? "" : "s");
   for (const json& row : report.at("rows")) {
     out += fmt::format(
         "| {} | {:.1f} | {:.1f} | {} | {:.0f} % | {:.0f} | {:.0f} | {:.0f} % |\n",
@@ -254,14 +267,13 @@ Status run(const Options& options, const json& description) {
       options.colocated()
           ? options.threads
           : static_cast<uint32_t>(options.attention_cores.size() + options.expert_cores.size());
-  VOLLEY_ASSIGN_OR_RETURN(MachineLimits limits,
-                          measure_machine_limits(threads, options.limits_seconds));
+  VOLLEY_ASSIGN_OR_RETURN(const bench::Limits before,
+                          bench::measure_limits(threads, options.limits_seconds));
   VOLLEY_ASSIGN_OR_RETURN(const Messages messages, run_processes(checkpoint, options));
   // Again: the machine may have been less busy with other things by now.
-  VOLLEY_ASSIGN_OR_RETURN(const MachineLimits after,
-                          measure_machine_limits(threads, options.limits_seconds));
-  limits.read_bytes_per_s = std::max(limits.read_bytes_per_s, after.read_bytes_per_s);
-  limits.bf16_flops_per_s = std::max(limits.bf16_flops_per_s, after.bf16_flops_per_s);
+  VOLLEY_ASSIGN_OR_RETURN(const bench::Limits after,
+                          bench::measure_limits(threads, options.limits_seconds));
+  const bench::Limits limits = bench::larger_of(before, after);
 
   const json load = json::parse(messages.load);
   json report{{"benchmark", "throughput"},
@@ -277,14 +289,15 @@ Status run(const Options& options, const json& description) {
               {"repeat", options.repeat},
               {"limits",
                {{"threads", threads},
-                {"read_bytes_per_s", limits.read_bytes_per_s},
-                {"bf16_flops_per_s", limits.bf16_flops_per_s}}},
+                {"memory_gbps", limits.memory_gbps},
+                {"peak_gflops", bench::peak_gflops(limits, peak_isa(options.isa, limits))},
+                {"peak_of", peak_isa(options.isa, limits)}}},
               {"rows", json::array()},
               {"attention_profile_s", load.at("profile")},
               {"expert_profile_s", json::parse(messages.expert_profile)}};
   for (size_t i = 0; i < options.streams.size(); ++i) {
-    report["rows"].push_back(row_of(checkpoint.spec, options, options.streams[i],
-                                    load.at("results").at(i), limits));
+    report["rows"].push_back(
+        row_of(checkpoint.spec, options, options.streams[i], load.at("results").at(i), limits));
   }
   std::fputs(table_of(report).c_str(), stdout);
   if (options.json_path.empty()) return ok_status();

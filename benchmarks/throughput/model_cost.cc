@@ -40,10 +40,10 @@ StepCost decode_step_cost(const model::ModelSpec& spec, uint32_t streams, double
         std::pow(1.0 - double{1} * layer.moe.top_k / layer.moe.experts, streams);
     const double visible =
         layer.attention.window == 0 ? context : std::fmin(context, layer.attention.window);
-    cost.bytes += kBytes * (attention_parameters(spec, layer) +
-                            layer.moe.experts * (1 - untouched) * expert_parameters(spec, layer) +
-                            2.0 * layer.attention.kv_heads * layer.attention.head_dim * visible *
-                                streams);
+    cost.bytes +=
+        kBytes * (attention_parameters(spec, layer) +
+                  layer.moe.experts * (1 - untouched) * expert_parameters(spec, layer) +
+                  2.0 * layer.attention.kv_heads * layer.attention.head_dim * visible * streams);
   }
   return cost;
 }
