@@ -115,9 +115,9 @@ std::vector<std::string> core_arguments(const std::string& first, const std::str
   return {first, std::to_string(cores.front()), last, std::to_string(cores.back())};
 }
 
-std::vector<std::string> pingpong_arguments() {
+std::vector<std::string> pingpong_arguments(const std::string& steps) {
   std::vector<std::string> words{"--layers", "2", "--hidden", "64", "--heads",  "4",
-                                 "--rows",   "4", "--steps",  "12", "--window", "2",
+                                 "--rows",   "4", "--steps", steps, "--window", "2",
                                  "--repeat", "1", "--ffn",    "64", "--prompt", "4"};
   for (const std::string& word : core_arguments("--attention-core", "--expert-core")) {
     words.push_back(word);
@@ -126,7 +126,7 @@ std::vector<std::string> pingpong_arguments() {
 }
 
 TEST_F(BenchmarksTest, PingPongReportsEverySetting) {
-  std::vector<std::string> words = pingpong_arguments();
+  std::vector<std::string> words = pingpong_arguments("12");
   for (const auto& [option, name] :
        {std::pair{"--json", "report.json"}, std::pair{"--svg", "timeline.svg"},
         std::pair{"--markdown", "table.md"}}) {
@@ -159,8 +159,8 @@ TEST_F(BenchmarksTest, PingPongReportsEverySetting) {
 }
 
 TEST_F(BenchmarksTest, PingPongNamesTheNodeThatDied) {
-  std::vector<std::string> words = pingpong_arguments();
-  words.insert(words.end(), {"--repeat", "1000", "--m", "2"});
+  std::vector<std::string> words = pingpong_arguments("3000");
+  words.insert(words.end(), {"--m", "2"});
   start(VOLLEY_PINGPONG, words);
   const auto deadline = std::chrono::steady_clock::now() + kTimeout;
   std::vector<pid_t> nodes;
