@@ -37,7 +37,7 @@ constexpr double kDecidedShare = 0.95;
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> sets;
-  for (const char* isa : {"reference", "avx2", "avx512"}) {
+  for (const char* isa : {"reference", "avx2", "avx512", "avx512_bf16"}) {
     if (kernels::select_cpu_kernels(isa).ok()) sets.push_back(isa);
   }
   return sets;
