@@ -15,6 +15,7 @@ inline void check(const RmsNormArgs& args) {
 inline void check(const RopeAppendArgs& args) {
   VOLLEY_CHECK(args.qkv.size() == args.query.size() && args.qkv.size() == args.position.size());
   VOLLEY_CHECK(args.cache.head_dim % 2 == 0 && args.cache.head_dim <= kHeadDimMax);
+  VOLLEY_CHECK((args.query_norm == nullptr) == (args.key_norm == nullptr));
 }
 
 inline void check(const GemmArgs& args) {

@@ -153,7 +153,10 @@ std::span<const uint32_t> AttentionStep::attention(uint32_t micro_batch, uint32_
                         .heads = spec.attention.heads,
                         .query = query_.rows(0, rows),
                         .cache = cache,
-                        .position = batch.kv_position},
+                        .position = batch.kv_position,
+                        .query_norm = weights.query_norm.data(),
+                        .key_norm = weights.key_norm.data(),
+                        .norm_epsilon = spec_.rms_epsilon},
                        pool_);
   kernels_.attention({.query = query_.const_rows(0, rows),
                       .output = attended_.rows(0, rows),
