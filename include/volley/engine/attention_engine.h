@@ -21,6 +21,8 @@ struct AttentionEngineOptions {
   Incarnation incarnation;
   kernels::DType dtype = kernels::DType::kBf16;  ///< Activations, KV cache and wire.
   uint32_t threads = 1;
+  /// For ThreadPool: none, or one for each thread; the engine thread is pinned to the first.
+  std::vector<uint32_t> cores{};
   uint32_t micro_batches = 2;           ///< m of the link geometry: the most that can be active.
   bool adaptive_micro_batches = false;  ///< Choose the active number from measured times.
   uint32_t tokens_per_step_max = 256;   ///< Per micro-batch.
