@@ -189,7 +189,7 @@ Result<ClusterConfig> parse_cluster_config(const std::string& text, const std::s
     });
     if (status.ok() && config.expert.nodes.empty()) map.fail("nodes", "needs at least one node");
   });
-  root.choice("cpu_isa", config.cpu_isa, {"auto", "reference", "avx2", "avx512"});
+  root.choice("cpu_isa", config.cpu_isa, {"auto", "reference", "avx2", "avx512", "avx512_bf16"});
   root.integer("stop_timeout_ms", config.stop_timeout_ms, 0, 3'600'000);
   root.finish();
   if (!status.ok()) return status;

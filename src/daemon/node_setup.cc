@@ -42,7 +42,7 @@ Result<NodeSetup> set_up_node(const config::ClusterConfig& config) {
   // All instruction sets of the CPU backend give equal bits (kernels/cpu_kernels.h), so the set is
   // not part of it; the compiler and its math library are.
   setup.numerics_fingerprint =
-      fmt::format("cpu/fma-1/{}/tp1/{}/libc-{}", kernels::dtype_name(setup.dtype), __VERSION__,
+      fmt::format("cpu/pairs-1/{}/tp1/{}/libc-{}", kernels::dtype_name(setup.dtype), __VERSION__,
                   ::gnu_get_libc_version());
   return setup;
 }

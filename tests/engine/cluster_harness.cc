@@ -207,4 +207,9 @@ model::Checkpoint random_moe() {
       model::Checkpoint::open_dummy(std::string(VOLLEY_TEST_DATA) + "/models/random-moe", 7));
 }
 
+model::Checkpoint random_qwen3_moe() {
+  return must(
+      model::Checkpoint::open_dummy(std::string(VOLLEY_TEST_DATA) + "/models/random-qwen3-moe", 7));
+}
+
 }  // namespace volley::engine

@@ -93,5 +93,7 @@ std::vector<GenerationRequest> random_requests(uint64_t seed, uint32_t count, ui
 
 /// The dummy-weight model of tests/data/models/random-moe.
 model::Checkpoint random_moe();
+/// That of tests/data/models/random-qwen3-moe: heads are normalised. The same vocabulary.
+model::Checkpoint random_qwen3_moe();
 
 }  // namespace volley::engine
