@@ -1,7 +1,10 @@
 // A round of work is one parallel_for. Three things keep it cheap and even:
 //
-// Runs of tiles. Each thread gets a run of neighbouring tiles, so that it streams through memory,
-// and a thread that has finished takes the back half of what another one still has.
+// Runs of tiles. Each thread gets a run of neighbouring tiles, and a thread that has finished takes
+// the back half of what another one still has, so threads meet only at the end of a round. Against
+// one counter that all take tiles from: 64 empty tiles on two cores take 0.6 us in place of 1.0 us;
+// reading 2 and 8 MiB in tiles of 16 and 64 KiB is equally fast (29 to 31 GB/s, ratio 0.96
+// to 1.04).
 //
 // Joining. A worker takes part in a round only if it comes while the round is open, and the caller
 // waits only for those that did. A worker that sleeps, or that the kernel has taken off its core,
