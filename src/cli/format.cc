@@ -58,7 +58,14 @@ std::string format_cluster(const v1::GetStatusResponse& status) {
          fmt::format("{} MiB", health.resident_bytes() >> 20),
          expert ? fmt::format("experts {}", fmt::join(node.experts(), ",")) : "-"});
   }
-  return format_table(rows) +
+  std::string reasons;
+  for (const v1::ClusterMember& member : status.view().members()) {
+    const auto profile = status.profiles().find(member.registration().name());
+    if (profile == status.profiles().end() || profile->second.micro_batches_reason().empty())
+      continue;
+    reasons += fmt::format("{}: {}\n", profile->first, profile->second.micro_batches_reason());
+  }
+  return format_table(rows) + reasons +
          (status.view().serving() ? "serving\n" : "not serving: " + status.view().reason() + "\n");
 }
 

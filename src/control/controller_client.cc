@@ -116,6 +116,8 @@ struct ControllerClient::Impl {
         thread([this] { run(); }) {}
 
   void run();
+  /// Asks for what the next report says.
+  void fill(v1::NodeReport& report) const;
   Status run_call();
   void end_call(std::unique_lock<std::mutex>& lock, JoinCall& call, bool politely);
   void deliver(const v1::ClusterView& view);
@@ -177,11 +179,16 @@ void ControllerClient::Impl::deliver(const v1::ClusterView& view) {
   callbacks.on_view(view);
 }
 
+void ControllerClient::Impl::fill(v1::NodeReport& report) const {
+  *report.mutable_health() = callbacks.health();
+  if (callbacks.profile) *report.mutable_profile() = callbacks.profile();
+}
+
 // One call from its registration to its end. The result says why it ended.
 Status ControllerClient::Impl::run_call() {
   v1::NodeReport report;
   *report.mutable_registration() = options.registration;
-  *report.mutable_health() = callbacks.health();
+  fill(report);
   JoinCall call(shared, *stub);
   std::unique_lock lock(shared.mutex);
   call.write(std::move(report));
@@ -216,7 +223,7 @@ Status ControllerClient::Impl::run_call() {
       shared.report_wanted = false;
       lock.unlock();
       v1::NodeReport health_report;
-      *health_report.mutable_health() = callbacks.health();
+      fill(health_report);
       lock.lock();
       if (call.can_write()) call.write(std::move(health_report));
     }

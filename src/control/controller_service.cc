@@ -152,6 +152,7 @@ class ControllerService::Impl::JoinReactor final
       if (report_.has_registration()) {
         return invalid_argument("registration: only the first report of a stream has one");
       }
+      impl_->state.profile(*session_, report_.profile());
       return impl_->state.report(*session_, report_.health(), now, actions);
     }
     if (!report_.has_registration()) {
@@ -161,6 +162,7 @@ class ControllerService::Impl::JoinReactor final
     auto session = impl_->state.join(report_.registration(), report_.health(), now, actions);
     if (!session.ok()) return session.status();
     session_ = *session;
+    impl_->state.profile(*session_, report_.profile());
     return ok_status();
   }
 
@@ -204,7 +206,7 @@ grpc::ServerUnaryReactor* ControllerService::Impl::Operator::GetStatus(
     v1::GetStatusResponse* response) {
   {
     const std::lock_guard lock(impl_->mutex);
-    *response->mutable_view() = impl_->state.view(Audience::kOther);
+    *response = impl_->state.status();
   }
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(grpc::Status::OK);

@@ -46,10 +46,7 @@ Status differs(const std::string& node, const char* what, const std::string& min
 }  // namespace
 
 ControllerState::ControllerState(ControllerOptions options, uint32_t term, Nanos now)
-    : options_(std::move(options)),
-      term_(term),
-      started_(now),
-      number_(options_.first_number) {
+    : options_(std::move(options)), term_(term), started_(now), number_(options_.first_number) {
   VOLLEY_CHECK(options_.report_interval > 0);
 }
 
@@ -208,6 +205,11 @@ Status ControllerState::report(SessionId session, const v1::NodeHealth& health, 
   return ok_status();
 }
 
+void ControllerState::profile(SessionId session, const v1::NodeProfile& profile) {
+  const auto name = names_.find(session);
+  if (name != names_.end()) members_.at(name->second).profile = profile;
+}
+
 void ControllerState::stream_closed(SessionId session, Actions& out) {
   const auto name = names_.find(session);
   if (name == names_.end()) return;
@@ -272,6 +274,15 @@ v1::ClusterView ControllerState::view(Audience audience) const {
   result.set_reason(not_serving_reason());
   result.set_serving(result.reason().empty());
   result.set_settled(settled_);
+  return result;
+}
+
+v1::GetStatusResponse ControllerState::status() const {
+  v1::GetStatusResponse result;
+  *result.mutable_view() = view(Audience::kOther);
+  for (const auto& [name, member] : members_) {
+    if (member.profile.wall_ns() > 0) (*result.mutable_profiles())[name] = member.profile;
+  }
   return result;
 }
 

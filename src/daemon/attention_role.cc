@@ -48,6 +48,7 @@ class AttentionRole final : public Role {
   Status listen(const std::string& address, std::string& bound);
   void on_view(const v1::ClusterView& view);
   v1::NodeHealth health() const;
+  v1::NodeProfile profile() const;
 
   const std::string name_;
   uint32_t layers_ = 0, experts_ = 0;
@@ -102,6 +103,8 @@ Status AttentionRole::start(const config::ClusterConfig& config, OnFailure on_fa
                                .cores = node->cores,
                                .micro_batches = config.transport.micro_batches,
                                .adaptive_micro_batches = config.transport.adaptive_micro_batches,
+                               // `local` runs all roles in one process, on the same cores.
+                               .shares_cores_with_experts = config.transport.fabric == "local",
                                .tokens_per_step_max = config.attention.tokens_per_step,
                                .sequences_max = config.attention.sequences_max,
                                .waiting_max = config.attention.waiting_max,
@@ -123,10 +126,10 @@ Status AttentionRole::start(const config::ClusterConfig& config, OnFailure on_fa
   log_memory(name_);
 
   pulse_ = std::make_unique<transport::PulseThread>([this] { engine_->pulse(); }, link_timeout / 4);
-  VOLLEY_ASSIGN_OR_RETURN(
-      client_, join_cluster(
-                   config, std::move(registration), [this] { return health(); },
-                   [this](const v1::ClusterView& view) { on_view(view); }, std::move(on_failure)));
+  VOLLEY_ASSIGN_OR_RETURN(client_, join_cluster(
+                                       config, std::move(registration), [this] { return health(); },
+                                       [this](const v1::ClusterView& view) { on_view(view); },
+                                       std::move(on_failure), [this] { return profile(); }));
   // Last: from here on nothing fails, so the destructor finds a client wherever it finds a thread.
   engine_thread_ = std::jthread([engine = engine_.get()] { engine->run(); });
   return ok_status();
@@ -176,6 +179,21 @@ v1::NodeHealth AttentionRole::health() const {
   health.set_micro_batches(status.active_micro_batches);
   health.set_resident_bytes(resident_bytes());
   return health;
+}
+
+v1::NodeProfile AttentionRole::profile() const {
+  const engine::AttentionStatus status = engine_->status();
+  v1::NodeProfile profile = profile_message(status.profile, status.steps);
+  profile.set_micro_batches_reason(scheduler::describe(status.micro_batches));
+  for (const engine::MeasuredTimes& times : status.measured) {
+    if (times.rows == 0) continue;
+    v1::NodeProfile::Measured& measured = *profile.add_measured();
+    measured.set_rows(times.rows);
+    measured.set_attention_ns(static_cast<uint64_t>(times.attention));
+    measured.set_expert_ns(static_cast<uint64_t>(times.expert));
+    measured.set_transfer_ns(static_cast<uint64_t>(times.transfer));
+  }
+  return profile;
 }
 
 }  // namespace

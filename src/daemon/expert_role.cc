@@ -36,6 +36,7 @@ class ExpertRole final : public Role {
 
  private:
   v1::NodeHealth health() const;
+  v1::NodeProfile profile() const;
 
   const std::string name_;
   std::unique_ptr<engine::ExpertEngine> engine_;
@@ -118,7 +119,7 @@ Status ExpertRole::start(const config::ClusterConfig& config, OnFailure on_failu
       client_, join_cluster(
                    config, std::move(registration), [this] { return health(); },
                    [](const v1::ClusterView&) {},  // Attention nodes come to an expert node.
-                   std::move(on_failure)));
+                   std::move(on_failure), [this] { return profile(); }));
   engine_thread_ = std::jthread([engine = engine_.get()] { engine->run(); });
   return ok_status();
 }
@@ -135,6 +136,11 @@ v1::NodeHealth ExpertRole::health() const {
                                            static_cast<double>(status.mergeable_runs));
   health.set_resident_bytes(resident_bytes());
   return health;
+}
+
+v1::NodeProfile ExpertRole::profile() const {
+  const engine::ExpertStatus status = engine_->status();
+  return profile_message(status.profile, status.profile[engine::Span::kFfn].count);
 }
 
 }  // namespace

@@ -101,20 +101,38 @@ v1::NodeRegistration make_registration(const config::ClusterConfig& config, cons
 Result<std::unique_ptr<control::ControllerClient>> join_cluster(
     const config::ClusterConfig& config, v1::NodeRegistration registration,
     std::function<v1::NodeHealth()> health, std::function<void(const v1::ClusterView&)> on_view,
-    OnFailure on_refused) {
+    OnFailure on_refused, std::function<v1::NodeProfile()> profile) {
   const std::string name = registration.name();
   return control::ControllerClient::start(
       {.address = config.controller.listen, .registration = std::move(registration)},
       {.health = std::move(health),
        .on_view = std::move(on_view),
        .on_refused = std::move(on_refused),
-       .on_connection = [name](const Status& status) {
-         if (status.ok()) {
-           spdlog::info("{}: joined the cluster", name);
-         } else {
-           spdlog::warn("{}: not joined, trying again: {}", name, message_of(status));
-         }
-       }});
+       .on_connection =
+           [name](const Status& status) {
+             if (status.ok()) {
+               spdlog::info("{}: joined the cluster", name);
+             } else {
+               spdlog::warn("{}: not joined, trying again: {}", name, message_of(status));
+             }
+           },
+       .profile = std::move(profile)});
+}
+
+v1::NodeProfile profile_message(const engine::ProfileSnapshot& profile, uint64_t steps) {
+  v1::NodeProfile message;
+  message.set_wall_ns(static_cast<uint64_t>(profile.wall));
+  message.set_steps(steps);
+  for (size_t i = 0; i < engine::kSpanKinds; ++i) {
+    const engine::SpanTotals& totals = profile.spans[i];
+    if (totals.count == 0) continue;
+    v1::NodeProfile::Span& span = *message.add_spans();
+    span.set_kind(std::string(engine::span_name(static_cast<engine::Span>(i))));
+    span.set_count(totals.count);
+    span.set_rows(totals.rows);
+    span.set_time_ns(static_cast<uint64_t>(totals.time));
+  }
+  return message;
 }
 
 uint64_t resident_bytes() {

@@ -12,6 +12,7 @@
 #include "volley/config/cluster_config.h"
 #include "volley/control/controller_client.h"
 #include "volley/daemon/role.h"
+#include "volley/engine/profile.h"
 #include "volley/model/weights.h"
 #include "volley/transport/fabric.h"
 #include "volley/v1/control.pb.h"
@@ -58,7 +59,11 @@ v1::NodeRegistration make_registration(const config::ClusterConfig& config, cons
 Result<std::unique_ptr<control::ControllerClient>> join_cluster(
     const config::ClusterConfig& config, v1::NodeRegistration registration,
     std::function<v1::NodeHealth()> health, std::function<void(const v1::ClusterView&)> on_view,
-    OnFailure on_refused);
+    OnFailure on_refused, std::function<v1::NodeProfile()> profile = {});
+
+/// The message for an engine's profile; `steps` is what the table of `volley status --profile`
+/// divides by.
+v1::NodeProfile profile_message(const engine::ProfileSnapshot& profile, uint64_t steps);
 
 /// Resident memory of this process.
 uint64_t resident_bytes();

@@ -8,6 +8,7 @@
 #include <map>
 #include <mutex>
 #include <unordered_map>
+#include <utility>
 #include <variant>
 
 #include "attention_step.h"
@@ -19,7 +20,7 @@
 #include "volley/base/mailbox.h"
 #include "volley/cache/block_allocator.h"
 #include "volley/scheduler/attention_core.h"
-#include "volley/scheduler/micro_batch_count.h"
+#include "volley/scheduler/micro_batch_controller.h"
 
 namespace volley::engine {
 namespace {
@@ -51,11 +52,6 @@ struct StopCommand {
 };
 using Command =
     std::variant<SubmitCommand, CancelCommand, PreemptCommand, ClusterUpdate, StopCommand>;
-
-/// An exponentially weighted mean: the last eight or so values count.
-void average(Nanos& mean, Nanos value) {
-  mean = mean == 0 ? value : mean + (value - mean) / 8;
-}
 
 scheduler::AttentionCoreOptions core_options(const AttentionEngineOptions& options,
                                              const model::ModelSpec& spec) {
@@ -89,9 +85,17 @@ struct AttentionEngine::Impl {
         fabric(std::move(link_fabric)),
         core(core_options(opts, spec)),
         links(*fabric, opts.name),
+        profile(opts.trace_capacity),
+        controller({.micro_batches_max = opts.micro_batches,
+                    .rows_max = opts.tokens_per_step_max,
+                    .layers = spec.layer_count(),
+                    .overlap = !opts.shares_cores_with_experts}),
         micro_batch_times(opts.micro_batches),
         // Each accepted sequence may post its submission and one cancel.
         commands(2 * (size_t{opts.waiting_max} + opts.sequences_max) + kExtraCommands) {
+    if (options.adaptive_micro_batches) {
+      core.scheduler().set_active_micro_batches(controller.decision().micro_batches);
+    }
     zero_row.resize(geometry.answer.row_bytes);
     answer_rows.reserve(size_t{opts.tokens_per_step_max} * top_k);
   }
@@ -100,8 +104,33 @@ struct AttentionEngine::Impl {
     OutputSink* sink;
     kernels::SamplingParams sampling;
   };
+  /// The times of one way that were seen, with or without some waiting in them.
+  struct TransferTimes {
+    Nanos longest = 0;  // Of the fragment's answers.
+    bool seen = false;
+    Nanos sum = 0;  // Of the step's fragments.
+    uint32_t fragments = 0;
+
+    void note(Nanos one_way) {
+      longest = std::max(longest, one_way);
+      seen = true;
+    }
+    void end_fragment() {
+      if (seen) {
+        sum += longest;
+        ++fragments;
+      }
+      longest = 0;
+      seen = false;
+    }
+  };
+  /// What is measured of a micro-batch's step.
   struct MicroBatchTimes {
-    Nanos posted = 0;
+    Nanos computed = 0;    // This thread's time for the step so far.
+    Nanos posted = 0;      // The fragment's last dispatch.
+    Nanos expert = 0;      // The longest of the fragment's answers.
+    Nanos expert_sum = 0;  // Of the step's fragments.
+    TransferTimes exact, bound;
   };
 
   const AttentionEngineOptions options;
@@ -113,6 +142,7 @@ struct AttentionEngine::Impl {
   // Owned by the engine thread.
   AttentionCore core;
   ExpertLinks links;
+  Profile profile;
   std::unique_ptr<AttentionStep> step;
   std::unordered_map<SequenceId, Live> live;
   std::vector<scheduler::SequenceOutput> outputs;
@@ -122,8 +152,9 @@ struct AttentionEngine::Impl {
   kernels::SampleScratch scratch;
   std::vector<Command> batch;
   std::vector<LinkId> silent_links;
+  scheduler::MicroBatchController controller;
   std::vector<MicroBatchTimes> micro_batch_times;
-  Nanos attention_time = 0, round_trip_time = 0;
+  bool worked_since_poll = false;  // What poll() finds may have come a while ago.
   uint64_t tokens_generated = 0;
   bool stopping = false;
   Nanos stop_deadline = 0;
@@ -211,6 +242,7 @@ struct AttentionEngine::Impl {
   void handle_events() {
     std::array<transport::FabricEvent, kEventsPerPoll> events;
     const size_t count = fabric->poll(events);
+    const Nanos now = count > 0 ? monotonic_now() : 0;
     unpublished = unpublished || count > 0;
     for (size_t i = 0; i < count; ++i) {
       const transport::FabricEvent& event = events[i];
@@ -225,6 +257,7 @@ struct AttentionEngine::Impl {
         }
         case transport::EventKind::kMessage: {
           const protocol::MessageHeader& header = fabric->recv_header(event.link, event.slot);
+          note_answer(header, now);
           if (const Status status = core.on_message(event.link, event.slot, header); !status.ok()) {
             drop_link(event.link, status);
           }
@@ -238,6 +271,50 @@ struct AttentionEngine::Impl {
           break;
       }
     }
+    worked_since_poll = false;
+  }
+
+  /// Takes the times out of an answer. They change nothing but what is measured, so the answer need
+  /// not have been checked against its dispatch.
+  void note_answer(const protocol::MessageHeader& header, Nanos now) {
+    if (header.kind != protocol::MessageKind::kAnswer) return;
+    MicroBatchTimes& times = micro_batch_times[header.micro_batch];
+    const protocol::AnswerTimes& answer = header.times;
+    times.expert = std::max(times.expert, Nanos{answer.compute_ns});
+    const bool queue_known = answer.queue_ns != protocol::AnswerTimes::kUnknown;
+    const Nanos away = now - times.posted - answer.compute_ns - (queue_known ? answer.queue_ns : 0);
+    (queue_known && !worked_since_poll ? times.exact : times.bound)
+        .note(std::max<Nanos>(away / 2, 0));
+  }
+
+  /// A decode step has one row per sequence. Only these are learned from: m serves decoding, and a
+  /// row of a prompt costs something else.
+  static bool decodes(const scheduler::StepPlan& plan) {
+    return plan.row_count == plan.chunks.size();
+  }
+
+  /// All answers of a fragment are in.
+  static void end_fragment(MicroBatchTimes& times) {
+    times.expert_sum += std::exchange(times.expert, 0);
+    times.exact.end_fragment();
+    times.bound.end_fragment();
+  }
+
+  /// A step has ended: the moment to change the number of micro-batches. Samples are means over
+  /// the step's layers.
+  void learn_from_step(const MicroBatchTimes& times, uint32_t decode_rows) {
+    if (decode_rows == 0) return;
+    const Nanos now = profile.last();
+    controller.on_attention(decode_rows, times.computed / layers, now);
+    controller.on_expert(decode_rows, times.expert_sum / layers, now);
+    const bool exact = times.exact.fragments > 0;
+    const TransferTimes& transfer = exact ? times.exact : times.bound;
+    if (transfer.fragments > 0) {
+      controller.on_transfer(decode_rows, transfer.sum / transfer.fragments, exact, now);
+    }
+    if (!options.adaptive_micro_batches) return;
+    core.scheduler().set_active_micro_batches(
+        controller.decide(core.scheduler().stats().running, now));
   }
 
   void tick() {
@@ -259,7 +336,14 @@ struct AttentionEngine::Impl {
 
   void post_dispatches() {
     for (const scheduler::OutgoingDispatch& dispatch : core.take_dispatches()) {
+      const SpanSubject subject{.micro_batch = dispatch.header.micro_batch,
+                                .layer = dispatch.header.layer,
+                                .rows = dispatch.header.row_count};
       std::byte* slot = fabric->send_slot(dispatch.link, dispatch.slot);
+      profile.lap(Span::kSchedule, {.micro_batch = subject.micro_batch, .layer = subject.layer});
+      step->pack(dispatch.header.micro_batch, dispatch.rows,
+                 protocol::row_of(slot, geometry.dispatch, 0));
+      profile.lap(Span::kPack, subject);
       protocol::MessageHeader& header = protocol::header_of(slot);
       header = dispatch.header;
       header.link = fabric->wire_link(dispatch.link);
@@ -267,17 +351,22 @@ struct AttentionEngine::Impl {
                         protocol::entries_of(slot, geometry.dispatch,
                                              static_cast<uint32_t>(dispatch.entries.size()))
                             .begin());
-      step->pack(dispatch.header.micro_batch, dispatch.rows,
-                 protocol::row_of(slot, geometry.dispatch, 0));
       fabric->post(dispatch.link, dispatch.slot);
-      micro_batch_times[dispatch.header.micro_batch].posted = monotonic_now();
+      profile.lap(Span::kPost, subject);
+      micro_batch_times[dispatch.header.micro_batch].posted = profile.last();
     }
   }
 
   void run_work(const Work& work) {
-    const Nanos start = monotonic_now();
+    MicroBatchTimes& times = micro_batch_times[work.micro_batch];
+    const bool ends = work.stage == Work::Stage::kHead;
+    // Asked now: the plan is gone when the step has ended.
+    const uint32_t decode_rows = decodes(*work.plan) ? work.plan->row_count : 0;
+    if (work.stage == Work::Stage::kAttention && work.layer == 0) times = {};
+    const Nanos start = profile.last();
+    profile.lap(Span::kSchedule, {.micro_batch = work.micro_batch, .layer = work.layer});
     if (work.combine_begin < work.combine_end) {
-      average(round_trip_time, start - micro_batch_times[work.micro_batch].posted);
+      end_fragment(times);
       answer_rows.clear();
       for (const scheduler::AnswerRef& ref : work.answers) {
         answer_rows.push_back(
@@ -290,12 +379,19 @@ struct AttentionEngine::Impl {
       // fragments of the same layer.
       const uint32_t answered = work.stage == Work::Stage::kAttention ? work.layer - 1 : work.layer;
       step->combine(work.micro_batch, answered, work.combine_begin, work.combine_end, answer_rows);
+      profile.lap(Span::kCombine, {.micro_batch = work.micro_batch,
+                                   .layer = answered,
+                                   .rows = work.combine_end - work.combine_begin});
     }
     switch (work.stage) {
-      case Work::Stage::kAttention:
-        core.route(work.micro_batch, step->attention(work.micro_batch, work.layer, *work.plan));
-        average(attention_time, monotonic_now() - start);
+      case Work::Stage::kAttention: {
+        const auto chosen = step->attention(work.micro_batch, work.layer, *work.plan);
+        profile.lap(
+            Span::kAttention,
+            {.micro_batch = work.micro_batch, .layer = work.layer, .rows = work.plan->row_count});
+        core.route(work.micro_batch, chosen);
         break;
+      }
       case Work::Stage::kPack:
         break;
       case Work::Stage::kHead:
@@ -303,24 +399,34 @@ struct AttentionEngine::Impl {
         break;
     }
     post_dispatches();
+    times.computed += profile.last() - start;
+    if (ends) learn_from_step(times, decode_rows);
   }
 
   void run_head(const Work& work) {
     sampled.clear();
-    step->head(work.micro_batch, *work.plan,
-               [this](const scheduler::Chunk& chunk, std::span<const float> logits) {
-                 scheduler::BatchScheduler::Sampled result;
-                 const auto it = live.find(chunk.sequence);
-                 if (it != live.end()) {  // Else it was cancelled inside the step.
-                   const uint64_t position = chunk.start_position + chunk.row_count;
-                   const kernels::SampledToken token =
-                       kernels::sample_token(logits, it->second.sampling, position, scratch);
-                   result = {.token = token.token,
-                             .logprob = token.logprob,
-                             .logits_digest = digest64(std::as_bytes(logits))};
-                 }
-                 sampled.push_back(result);
-               });
+    SpanSubject group{.micro_batch = work.micro_batch, .layer = work.layer};
+    uint32_t group_left = 0;
+    step->head(
+        work.micro_batch, *work.plan,
+        [&](uint32_t count) {
+          group.rows = group_left = count;
+          profile.lap(Span::kHead, group);
+        },
+        [&](const scheduler::Chunk& chunk, std::span<const float> logits) {
+          scheduler::BatchScheduler::Sampled result;
+          const auto it = live.find(chunk.sequence);
+          if (it != live.end()) {  // Else it was cancelled inside the step.
+            const uint64_t position = chunk.start_position + chunk.row_count;
+            const kernels::SampledToken token =
+                kernels::sample_token(logits, it->second.sampling, position, scratch);
+            result = {.token = token.token,
+                      .logprob = token.logprob,
+                      .logits_digest = digest64(std::as_bytes(logits))};
+          }
+          sampled.push_back(result);
+          if (--group_left == 0) profile.lap(Span::kSample, group);
+        });
     core.finish_step(work.micro_batch, sampled);
   }
 
@@ -339,13 +445,24 @@ struct AttentionEngine::Impl {
     }
   }
 
-  void adapt_micro_batches() {
-    if (!options.adaptive_micro_batches || attention_time == 0 || round_trip_time == 0) return;
-    // Seen from this node an answer takes T_e + 2 T_c: while it is away, the other m - 1
-    // micro-batches should fill that time with T_a each.
-    core.scheduler().set_active_micro_batches(scheduler::micro_batches_for(
-        {.attention = attention_time, .expert = 0, .transfer = round_trip_time / 2},
-        options.micro_batches));
+  scheduler::MicroBatchDecision micro_batch_decision() const {
+    if (options.adaptive_micro_batches) return controller.decision();
+    return {.micro_batches = options.micro_batches};
+  }
+
+  auto measured_times() const {
+    std::array<MeasuredTimes, scheduler::TimeCurve::kBuckets> measured;
+    for (uint32_t i = 0; i < scheduler::TimeCurve::kBuckets; ++i) {
+      const auto& attention = controller.attention().points()[i];
+      const auto& expert = controller.expert().points()[i];
+      const auto& transfer = controller.transfer().points()[i];
+      if (!attention.usable() || !expert.usable()) continue;
+      measured[i] = {.rows = attention.rows,
+                     .attention = static_cast<Nanos>(attention.time),
+                     .expert = static_cast<Nanos>(expert.time),
+                     .transfer = transfer.usable() ? static_cast<Nanos>(transfer.time) : 0};
+    }
+    return measured;
   }
 
   void publish_status(bool idle) {
@@ -353,7 +470,6 @@ struct AttentionEngine::Impl {
     if (now < status_due && !(idle && unpublished)) return;
     status_due = now + kStatusInterval;
     unpublished = false;
-    adapt_micro_batches();
     const scheduler::BatchScheduler::Stats stats = core.scheduler().stats();
     const Status ready = stopping ? unavailable("{} is shutting down", options.name) : core.ready();
     AttentionStatus next{.ready = ready.ok(),
@@ -368,11 +484,12 @@ struct AttentionEngine::Impl {
                          .tokens_generated = tokens_generated,
                          .prefill_tokens = stats.prefill_tokens,
                          .preemptions = stats.preemptions,
-                         .attention_time = attention_time,
-                         .round_trip_time = round_trip_time,
+                         .micro_batches = micro_batch_decision(),
+                         .measured = measured_times(),
                          .weight_bytes = step->weight_bytes(),
                          .kv_bytes = step->kv_bytes(),
-                         .link_bytes = geometry.region_bytes() * links.open_count()};
+                         .link_bytes = geometry.region_bytes() * links.open_count(),
+                         .profile = profile.totals()};
     bool changed = false;
     {
       const std::lock_guard lock(status_mutex);
@@ -386,6 +503,7 @@ struct AttentionEngine::Impl {
     if (const Status pinned = pool.pin_caller(); !pinned.ok()) {
       spdlog::warn("{}: {}", options.name, message_of(pinned));
     }
+    profile.start(monotonic_now());
     while (true) {
       progress.turn(monotonic_now());
       handle_commands();
@@ -396,7 +514,7 @@ struct AttentionEngine::Impl {
       bool worked = false;
       if (core.next_work(work)) {
         run_work(work);
-        worked = true;
+        worked = worked_since_poll = true;
       }
       deliver_outputs();
       unpublished = unpublished || worked;
@@ -411,13 +529,19 @@ struct AttentionEngine::Impl {
         wake_at = std::min(wake_at, deadline);
       }
       if (stopping) wake_at = std::min(wake_at, stop_deadline);
+      const Span blocked = core.scheduler().idle() ? Span::kIdle : Span::kWait;
+      profile.lap(Span::kSchedule);
       fabric->wait(wake_at);
+      profile.lap(blocked);
     }
     // Submissions that raced with stop() still get their end.
     commands.close();
     handle_commands();
     deliver_outputs();
     links.close_all();
+    profile.lap(Span::kSchedule);
+    status_due = 0;
+    publish_status(false);
   }
 };
 
@@ -521,6 +645,10 @@ void AttentionEngine::update_cluster(ClusterUpdate update) {
 AttentionStatus AttentionEngine::status() const {
   const std::lock_guard lock(impl_->status_mutex);
   return impl_->published;
+}
+
+std::vector<SpanRecord> AttentionEngine::take_trace() const {
+  return impl_->profile.trace();
 }
 
 void AttentionEngine::run() {

@@ -41,12 +41,15 @@ class AttentionStep {
                                       const scheduler::StepPlan& plan);
   /// Copies rows of the micro-batch into a message.
   void pack(uint32_t micro_batch, std::span<const uint32_t> rows, std::byte* first_row);
-  /// Final norm, head and digests of the emitting chunks. `sample(chunk, logits, sampled)` is
-  /// called for each in chunk order with its f32 logits [vocab].
-  template <class Sample>
-  void head(uint32_t micro_batch, const scheduler::StepPlan& plan, Sample&& sample) {
+  /// Final norm, head and sampling of the emitting chunks, a group of chunks at a time:
+  /// `computed(count)` says that the logits of the next `count` are there, then
+  /// `sample(chunk, logits)` is called for each in chunk order with its f32 logits [vocab].
+  template <class Computed, class Sample>
+  void head(uint32_t micro_batch, const scheduler::StepPlan& plan, Computed&& computed,
+            Sample&& sample) {
     uint32_t done = 0;
     while (const uint32_t count = head_logits(micro_batch, plan, done)) {
+      computed(count);
       for (uint32_t i = 0; i < count; ++i) {
         sample(plan.chunks[head_chunks_[i]],
                std::span<const float>(logits_.row_as<float>(i), spec_.vocab));

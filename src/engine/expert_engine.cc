@@ -50,6 +50,7 @@ struct ExpertEngine::Impl {
   struct Waiting {
     MessageHeader header;
     std::vector<protocol::Entry> entries;
+    bool late = false;  ///< It came while the node was computing, who knows when.
   };
   struct Link {
     std::string name;
@@ -74,6 +75,7 @@ struct ExpertEngine::Impl {
         rows_max(std::max(kRunRowsMax, geometry.dispatch.entries_max)),
         pool(opts.threads, opts.cores),
         fabric(std::move(link_fabric)),
+        profile(opts.trace_capacity),
         gather({.layers = model_spec.layer_count(),
                 .rows_max = rows_max,
                 .window_max = opts.gather_window_max}) {}
@@ -103,6 +105,7 @@ struct ExpertEngine::Impl {
   std::unique_ptr<transport::Fabric> fabric;
 
   // Owned by the engine thread.
+  Profile profile;
   scheduler::GatherPolicy gather;
   std::map<LinkId, Link> links;
   Mapping workspace;
@@ -113,7 +116,8 @@ struct ExpertEngine::Impl {
   std::vector<kernels::FfnGroup> groups;
   Nanos expert_time = 0;
   Nanos last_dispatch = 0;
-  Nanos stop_seen = 0;  // When run() first saw `stopping`.
+  bool computed_since_poll = false;  // What poll() finds may have come a while ago.
+  Nanos stop_seen = 0;               // When run() first saw `stopping`.
   uint64_t rows_computed = 0, refusals = 0;
   Nanos status_due = 0;
 
@@ -131,12 +135,15 @@ struct ExpertEngine::Impl {
     header.row_count = dispatch.entry_count;
     header.entry_count = 0;
     header.refusal = Refusal::kNone;
+    header.times = {.compute_ns = 0, .queue_ns = 0};
     return header;
   }
 
-  void answer(LinkId id, Link& link, uint32_t slot) {
+  void answer(LinkId id, Link& link, uint32_t slot, const protocol::AnswerTimes& times) {
     std::byte* out = fabric->send_slot(id, slot);
-    protocol::header_of(out) = answer_header(link.slots[slot].header);
+    MessageHeader header = answer_header(link.slots[slot].header);
+    header.times = times;
+    protocol::header_of(out) = header;
     link.state.on_answered(slot);
     fabric->post(id, slot);
   }
@@ -177,6 +184,7 @@ struct ExpertEngine::Impl {
     }
     Waiting& waiting = link.slots[slot];
     waiting.header = header;
+    waiting.late = computed_since_poll;
     const auto entries =
         protocol::entries_of(fabric->recv_slot(id, slot), geometry.dispatch, header.entry_count);
     waiting.entries.assign(entries.begin(), entries.end());
@@ -226,6 +234,7 @@ struct ExpertEngine::Impl {
         drop_link(event.link, status);
       }
     }
+    computed_since_poll = false;
   }
 
   void drop_silent_links() {
@@ -287,9 +296,15 @@ struct ExpertEngine::Impl {
   }
 
   void compute(const GatherDecision& run) {
-    const Nanos start = monotonic_now();
+    const PendingDispatch& first = run.dispatches.front();
+    SpanSubject subject{.micro_batch = links.at(first.link).slots[first.slot].header.micro_batch,
+                        .layer = run.layer};
+    profile.lap(Span::kSchedule, subject);
+    const Nanos start = profile.last();
     collect(run);
     VOLLEY_CHECK(pairs.size() <= rows_max);
+    subject.rows = static_cast<uint32_t>(pairs.size());
+    profile.lap(Span::kPrepare, subject);
     if (!pairs.empty()) {
       kernels.grouped_ffn({.groups = groups,
                            .input = inputs,
@@ -297,18 +312,28 @@ struct ExpertEngine::Impl {
                            .dtype = options.dtype,
                            .workspace = workspace.bytes().data()},
                           pool);
+      profile.lap(Span::kFfn, subject);
     }
     for (const PendingDispatch& dispatch : run.dispatches) {
       Link& link = links.at(dispatch.link);
-      if (finite_answer(dispatch)) {
-        answer(dispatch.link, link, dispatch.slot);
+      const Waiting& waiting = link.slots[dispatch.slot];
+      const MessageHeader& header = waiting.header;
+      const SpanSubject answered{
+          .micro_batch = header.micro_batch, .layer = header.layer, .rows = header.entry_count};
+      const bool finite = finite_answer(dispatch);
+      profile.lap(Span::kCheck, answered);
+      if (finite) {
+        answer(dispatch.link, link, dispatch.slot,
+               protocol::AnswerTimes::make(profile.last() - start,
+                                           waiting.late ? -1 : start - dispatch.arrived));
       } else {
         spdlog::error("{}: layer {} gave a value that is not finite for {}", options.name,
                       run.layer, link.name);
         refuse(dispatch.link, link, dispatch.slot, Refusal::kNotFinite);
       }
+      profile.lap(Span::kPost, answered);
     }
-    const Nanos now = monotonic_now();
+    const Nanos now = profile.last();
     rows_computed += pairs.size();
     if (!pairs.empty()) average(expert_time, now - start);
     gather.on_answered(now, now - start);
@@ -329,7 +354,8 @@ struct ExpertEngine::Impl {
                  .rows = rows_computed,
                  .expert_time = expert_time,
                  .weight_bytes = weights.bytes(),
-                 .link_bytes = geometry.region_bytes() * options.links_max};
+                 .link_bytes = geometry.region_bytes() * options.links_max,
+                 .profile = profile.totals()};
   }
 
   /// The last dispatch of a micro-batch was not the last of its step: the next one is to come,
@@ -356,13 +382,17 @@ struct ExpertEngine::Impl {
     if (const Status pinned = pool.pin_caller(); !pinned.ok()) {
       spdlog::warn("{}: {}", options.name, message_of(pinned));
     }
+    profile.start(monotonic_now());
     while (true) {
       handle_events();
       drop_silent_links();
       const Nanos now = monotonic_now();
       progress.turn(now);
       const GatherDecision decision = gather.decide(now);
-      if (decision.kind == GatherDecision::Kind::kRun) compute(decision);
+      if (decision.kind == GatherDecision::Kind::kRun) {
+        compute(decision);
+        computed_since_poll = true;
+      }
       publish_status();
       Nanos wake_at = now + std::min(kIdleWait, options.link_timeout / 4);
       if (stopping.load(std::memory_order_acquire)) {
@@ -374,10 +404,16 @@ struct ExpertEngine::Impl {
       if (decision.kind == GatherDecision::Kind::kRun) continue;
       if (decision.kind == GatherDecision::Kind::kWait)
         wake_at = std::min(wake_at, decision.wait_until);
+      const bool waits = decision.kind == GatherDecision::Kind::kWait || step_under_way();
+      profile.lap(Span::kSchedule);
       fabric->wait(wake_at);
+      profile.lap(waits ? Span::kWait : Span::kIdle);
     }
     for (const auto& [id, link] : links) fabric->close(id);
     links.clear();
+    profile.lap(Span::kSchedule);
+    status_due = 0;
+    publish_status();
   }
 };
 
@@ -403,6 +439,10 @@ ExpertEngine::~ExpertEngine() = default;
 ExpertStatus ExpertEngine::status() const {
   const std::lock_guard lock(impl_->status_mutex);
   return impl_->published;
+}
+
+std::vector<SpanRecord> ExpertEngine::take_trace() const {
+  return impl_->profile.trace();
 }
 
 void ExpertEngine::run() {

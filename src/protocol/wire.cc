@@ -74,8 +74,8 @@ Status check_place(const MessageHeader& header, const Expectation& expected) {
 
 }  // namespace
 
-// The sequence and the map version have no wrong values of their own: the link and the map judge
-// them.
+// The sequence, the map version and an answer's times have no wrong values of their own: the link
+// and the map judge the first two, and the times change nothing but what is measured.
 Status validate_header(const MessageHeader& header, const Expectation& expected) {
   if (header.magic != kWireMagic) {
     return field_error("magic", fmt::format("{:#010x}", header.magic),

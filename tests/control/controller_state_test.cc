@@ -83,7 +83,7 @@ TEST_F(ControllerStateTest, RefusesWhatDiffersAndNamesBothValues) {
   };
   const Case cases[] = {
       {[](auto& n) { n.set_wire_version(9); }, StatusCode::kFailedPrecondition,
-       "node x: wire version 9 differs from 1 of the controller"},
+       "node x: wire version 9 differs from 2 of the controller"},
       {[](auto& n) { n.set_checkpoint_digest(0xab); }, StatusCode::kFailedPrecondition,
        "node x: checkpoint digest 00000000000000ab differs from 00000000000000c0 of the "
        "controller"},
@@ -181,6 +181,22 @@ TEST_F(ControllerStateTest, HealthAloneDoesNotChangeTheVersion) {
   EXPECT_TRUE(actions_.health_changed);
   EXPECT_FALSE(actions_.view_changed);
   EXPECT_EQ(state_.version(), before);
+}
+
+TEST_F(ControllerStateTest, ProfilesAreForOperatorsAndGoWithTheirNode) {
+  const auto session = join(attention("a0", 1));
+  ASSERT_TRUE(session.ok());
+  EXPECT_TRUE(state_.status().profiles().empty());
+  v1::NodeProfile profile;
+  profile.set_wall_ns(7);
+  state_.profile(*session, profile);
+  const v1::GetStatusResponse status = state_.status();
+  ASSERT_EQ(status.profiles().count("a0"), 1u);
+  EXPECT_EQ(status.profiles().at("a0").wall_ns(), 7u);
+  EXPECT_EQ(status.view().SerializeAsString(), state_.view(Audience::kOther).SerializeAsString());
+  state_.stream_closed(*session, actions_);
+  state_.profile(*session, profile);
+  EXPECT_TRUE(state_.status().profiles().empty());
 }
 
 TEST_F(ControllerStateTest, TheViewIsSettledAfterOneLease) {

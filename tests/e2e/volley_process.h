@@ -97,6 +97,7 @@ std::map<std::string, pid_t> processes_with(const std::string& cluster_file);
 struct ClusterOptions {
   std::string fabric = "shm";
   uint32_t attention = 1, expert = 1, micro_batches = 1;
+  bool adaptive_micro_batches = false;  ///< `micro_batches: auto`.
   /// The bundled model; else the random one, with dummy weights.
   bool bundled_model = false;
   /// Of the random model: a longer context makes longer streams.

@@ -89,7 +89,8 @@ ClusterHarness::ClusterHarness(const HarnessOptions& options, const model::Check
                                     .sequence_tokens_max = options.sequence_tokens_max,
                                     .kv_blocks = options.kv_blocks,
                                     .geometry = geometry,
-                                    .link_timeout = options.link_timeout};
+                                    .link_timeout = options.link_timeout,
+                                    .trace_capacity = options.trace_capacity};
 
   ClusterUpdate update;
   std::vector<protocol::ExpertMap::Holding> holdings;
@@ -119,7 +120,8 @@ ClusterHarness::ClusterHarness(const HarnessOptions& options, const model::Check
                                              .threads = options.threads,
                                              .geometry = geometry,
                                              .links_max = kLinksMax,
-                                             .link_timeout = options.link_timeout},
+                                             .link_timeout = options.link_timeout,
+                                             .trace_capacity = options.trace_capacity},
                                             spec, std::move(weights), kernels, std::move(fabric)));
     experts_.push_back(std::move(node));
   }
@@ -165,9 +167,15 @@ void ClusterHarness::wait_ready() {
 }
 
 ClusterHarness::~ClusterHarness() {
+  stop();
+}
+
+void ClusterHarness::stop() {
   const Nanos deadline = monotonic_now() + kSecond;
   for (auto& node : attention_) node.engine->stop(deadline);
-  for (auto& node : attention_) node.thread.join();
+  for (auto& node : attention_) {
+    if (node.thread.joinable()) node.thread.join();
+  }
   for (auto& node : experts_) {
     if (node.engine) node.engine->stop(deadline);
   }

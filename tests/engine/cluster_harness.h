@@ -35,6 +35,7 @@ struct HarnessOptions {
   std::string isa = "auto";
   const kernels::CpuKernels* kernels = nullptr;  ///< In place of those of `isa`.
   Nanos link_timeout = 5 * kSecond;
+  size_t trace_capacity = 0;
   bool replicated = false;  ///< Every expert node holds every expert.
   /// Wraps every node's fabric, for example with the fault decorator.
   std::function<std::unique_ptr<transport::Fabric>(std::unique_ptr<transport::Fabric>)> decorate{};
@@ -75,6 +76,8 @@ class ClusterHarness {
   /// Stops an expert node as abruptly as a process can stop another thread: its links fail.
   void kill_expert(uint32_t index);
   void wait_ready();
+  /// Ends the engines' threads: from then on the engines' traces may be taken.
+  void stop();
 
  private:
   template <class Engine>

@@ -83,6 +83,17 @@ TEST(Wire, GoodHeadersPass) {
   EXPECT_TRUE(validate_header(header, takeover).ok());
 }
 
+TEST(Wire, AnswerTimesSaturate) {
+  EXPECT_EQ(AnswerTimes::make(5, 7), (AnswerTimes{.compute_ns = 5, .queue_ns = 7}));
+  EXPECT_EQ(AnswerTimes::make(0, -1).queue_ns, AnswerTimes::kUnknown);
+  EXPECT_EQ(AnswerTimes::make(int64_t{1} << 40, int64_t{1} << 40),
+            (AnswerTimes{.compute_ns = 0xffffffff, .queue_ns = 0xfffffffe}));
+
+  MessageHeader answer = answer_header();
+  answer.times = {.compute_ns = 0xffffffff, .queue_ns = AnswerTimes::kUnknown};
+  EXPECT_TRUE(validate_header(answer, answer_expectation()).ok());
+}
+
 TEST(Wire, EveryWrongFieldIsNamed) {
   struct Case {
     const char* field;

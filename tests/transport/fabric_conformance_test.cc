@@ -462,7 +462,7 @@ TEST_P(FabricConformance, AMessageWithAnyFieldWrongEndsTheLink) {
   };
   const Case cases[] = {
       {"magic", [](auto& h) { h.magic ^= 1; }},
-      {"wire_version", [](auto& h) { h.wire_version = 2; }},
+      {"wire_version", [](auto& h) { h.wire_version = protocol::kWireVersion + 1; }},
       {"kind", [](auto& h) { h.kind = MessageKind::kAnswer; }},
       {"kind", [](auto& h) { h.kind = static_cast<MessageKind>(9); }},
       {"dtype", [](auto& h) { h.dtype = 2; }},

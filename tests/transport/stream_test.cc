@@ -143,7 +143,7 @@ TEST(StreamParser, RefusesWhatIsNoFrameBeforeAnyPayload) {
   header.magic = 0;
   EXPECT_TRUE(refused(header));
   EXPECT_TRUE(refused(Heartbeat{.incarnation = 8}));
-  EXPECT_TRUE(refused(Heartbeat{.wire_version = 2, .incarnation = 9}));
+  EXPECT_TRUE(refused(Heartbeat{.wire_version = protocol::kWireVersion + 1, .incarnation = 9}));
   EXPECT_TRUE(refused(Heartbeat{.incarnation = 9, .reserved = {0, 0, 0, 0, 0, 1}}));
 }
 

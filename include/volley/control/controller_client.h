@@ -49,6 +49,8 @@ class ControllerClient {
     /// The connection state changed: OK when joined, else why not and being retried. For logs; may
     /// be null.
     std::function<void(const Status&)> on_connection;
+    /// The profile to report with the health; may be null.
+    std::function<v1::NodeProfile()> profile{};
   };
 
   /// Errors: kInvalidArgument (empty address).

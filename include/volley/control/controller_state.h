@@ -69,6 +69,9 @@ class ControllerState {
                          Actions& out);
   /// Renews the lease. Errors: kNotFound when the session has ended.
   Status report(SessionId session, const v1::NodeHealth& health, Nanos now, Actions& out);
+  /// Keeps the node's profile, which is shown to operators and changes nothing. Sessions that have
+  /// ended are ignored.
+  void profile(SessionId session, const v1::NodeProfile& profile);
   /// The stream is gone: the node leaves at once. Sessions that have ended are ignored.
   void stream_closed(SessionId session, Actions& out);
   /// Ends the members whose lease has run out. One lease after the start the view becomes settled.
@@ -76,6 +79,8 @@ class ControllerState {
 
   /// The members in the order of their names.
   v1::ClusterView view(Audience audience) const;
+  /// View and profiles.
+  v1::GetStatusResponse status() const;
   protocol::MapVersion version() const { return {.term = term_, .number = number_}; }
   Nanos lease() const { return 3 * options_.report_interval; }
   size_t member_count() const { return members_.size(); }
@@ -90,6 +95,7 @@ class ControllerState {
     SessionId session;
     v1::NodeRegistration node;
     v1::NodeHealth health;
+    v1::NodeProfile profile{};
     Nanos last_report = 0;
   };
   using Members = std::map<std::string, Member>;

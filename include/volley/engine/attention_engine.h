@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -10,7 +11,9 @@
 #include "kernels/sample/sample.h"
 #include "volley/base/status.h"
 #include "volley/engine/cluster_update.h"
+#include "volley/engine/profile.h"
 #include "volley/model/weights.h"
+#include "volley/scheduler/micro_batch_controller.h"
 #include "volley/scheduler/sequence.h"
 #include "volley/transport/fabric.h"
 
@@ -23,15 +26,17 @@ struct AttentionEngineOptions {
   uint32_t threads = 1;
   /// For ThreadPool: none, or one for each thread; the engine thread is pinned to the first.
   std::vector<uint32_t> cores{};
-  uint32_t micro_batches = 2;           ///< m of the link geometry: the most that can be active.
-  bool adaptive_micro_batches = false;  ///< Choose the active number from measured times.
-  uint32_t tokens_per_step_max = 256;   ///< Per micro-batch.
+  uint32_t micro_batches = 2;              ///< m of the link geometry: the most that can be active.
+  bool adaptive_micro_batches = false;     ///< Choose the active number from measured times.
+  bool shares_cores_with_experts = false;  ///< Then one micro-batch is the best adaptive number.
+  uint32_t tokens_per_step_max = 256;      ///< Per micro-batch.
   uint32_t sequences_max = 256;
   uint32_t waiting_max = 1024;
   uint32_t sequence_tokens_max = 2048;
   uint32_t kv_blocks = 0;           ///< 0: enough for sequences_max / 4 sequences of full length.
   protocol::LinkGeometry geometry;  ///< Of the fabric's links; see AttentionEngine::geometry().
   Nanos link_timeout = kSecond;
+  size_t trace_capacity = 0;  ///< Spans that take_trace() returns at most: the last ones.
   /// Called on the engine thread after status().ready has changed; must not block.
   std::function<void()> on_ready_changed{};
 };
@@ -52,14 +57,25 @@ struct GenerationRequest {
   Nanos deadline = 0;  ///< Monotonic; 0: none.
 };
 
+/// Measured times of one layer and micro-batch, for batches of about `rows` rows in decode steps.
+struct MeasuredTimes {
+  double rows = 0;
+  Nanos attention = 0;  ///< T_a: on this node, with its share of head, sampling and bookkeeping.
+  Nanos expert = 0;     ///< T_e: of the slowest expert node, as their answers say.
+  Nanos transfer = 0;   ///< T_c: one way, wake-up included. 0: this size has shown none.
+};
+
 struct AttentionStatus {
   bool ready = false;
   std::string reason;  ///< Why not ready.
   uint32_t waiting = 0, running = 0, kv_blocks_free = 0, kv_blocks_total = 0;
   uint32_t links = 0, active_micro_batches = 0;
   uint64_t steps = 0, tokens_generated = 0, prefill_tokens = 0, preemptions = 0;
-  Nanos attention_time = 0, round_trip_time = 0;  ///< Measured T_a and T_e + 2 T_c per layer.
+  scheduler::MicroBatchDecision micro_batches;  ///< describe() says it in words.
+  /// By powers of two of rows, ascending; `rows` is 0 where nothing was measured.
+  std::array<MeasuredTimes, scheduler::TimeCurve::kBuckets> measured{};
   size_t weight_bytes = 0, kv_bytes = 0, link_bytes = 0;
+  ProfileSnapshot profile;  ///< Of the engine thread, at most some 100 ms old.
 };
 
 /// An attention node: KV cache, attention, router, dispatch, combine, head and sampling.
@@ -94,6 +110,8 @@ class AttentionEngine {
   /// The expert pool changed.
   void update_cluster(ClusterUpdate update);
   AttentionStatus status() const;
+  /// The spans of the engine thread, oldest first. Only when run() has returned.
+  std::vector<SpanRecord> take_trace() const;
 
   void run();
   /// Refuses new sequences; run() returns when those it has are finished or at `deadline`, which

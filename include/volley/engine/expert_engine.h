@@ -7,6 +7,7 @@
 
 #include "kernels/cpu_kernels.h"
 #include "volley/base/status.h"
+#include "volley/engine/profile.h"
 #include "volley/model/weights.h"
 #include "volley/transport/fabric.h"
 
@@ -23,6 +24,7 @@ struct ExpertEngineOptions {
   uint32_t links_max = 8;
   Nanos gather_window_max = 2 * kMillisecond;
   Nanos link_timeout = kSecond;
+  size_t trace_capacity = 0;  ///< Spans that take_trace() returns at most: the last ones.
 };
 
 struct ExpertStatus {
@@ -31,6 +33,7 @@ struct ExpertStatus {
   uint64_t rows = 0;      ///< (token, expert) pairs computed.
   Nanos expert_time = 0;  ///< Measured T_e of one run.
   size_t weight_bytes = 0, link_bytes = 0;
+  ProfileSnapshot profile;  ///< Of the engine thread, at most some 100 ms old.
 };
 
 /// An expert node: gathers dispatches of one layer and answers each with a row per (token, expert).
@@ -46,6 +49,8 @@ class ExpertEngine {
   ~ExpertEngine();
 
   ExpertStatus status() const;
+  /// The spans of the engine thread, oldest first. Only when run() has returned.
+  std::vector<SpanRecord> take_trace() const;
   void run();
   /// run() returns once all attention nodes have closed their links, or none is inside a step and
   /// none has sent anything for a link timeout and at least a second since stop(), or at

@@ -12,7 +12,7 @@
 namespace volley::protocol {
 
 inline constexpr uint32_t kWireMagic = 0x31594c56;  // "VLY1"
-inline constexpr uint16_t kWireVersion = 1;
+inline constexpr uint16_t kWireVersion = 2;
 
 enum class MessageKind : uint8_t {
   kDispatch = 1,  ///< Attention to expert: entries and one row per token.
@@ -35,6 +35,23 @@ struct MapVersion {
   auto operator<=>(const MapVersion&) const = default;
 };
 
+/// What the expert node measured of the gather that an answer is from.
+struct AnswerTimes {
+  /// As `queue_ns`: the node was computing when the dispatch came, and cannot tell for how long it lay.
+  static constexpr uint32_t kUnknown = 0xffffffff;
+  uint32_t compute_ns;  ///< T_e of the gather; 2^32 - 1 when longer.
+  uint32_t queue_ns;    ///< From the dispatch's arrival to the gather's start; at most 2^32 - 2.
+  auto operator<=>(const AnswerTimes&) const = default;
+
+  /// `queue` < 0: unknown.
+  static constexpr AnswerTimes make(int64_t compute, int64_t queue) {
+    return {.compute_ns = compute < 0xffffffff ? static_cast<uint32_t>(compute) : 0xffffffff,
+            .queue_ns = queue < 0            ? kUnknown
+                        : queue < 0xfffffffe ? static_cast<uint32_t>(queue)
+                                             : 0xfffffffe};
+  }
+};
+
 struct MessageHeader {
   uint32_t magic = kWireMagic;            // 0
   uint16_t wire_version = kWireVersion;   // 4
@@ -46,7 +63,10 @@ struct MessageHeader {
   uint16_t slot = 0;                      // 28
   uint16_t micro_batch = 0;               // 30
   uint32_t layer = 0;                     // 32
-  MapVersion map;                         // 36  8 bytes
+  union {
+    MapVersion map = {};                  // 36  8 bytes: dispatches
+    AnswerTimes times;                    //     answers; not meant in refusals
+  };
   uint16_t fragment = 0;                  // 44
   uint16_t fragment_count = 0;            // 46
   uint32_t row_count = 0;                 // 48
@@ -55,6 +75,7 @@ struct MessageHeader {
   Refusal refusal = Refusal::kNone;       // 60
 };
 static_assert(sizeof(MessageHeader) == 64);
+static_assert(sizeof(AnswerTimes) == 8 && offsetof(MessageHeader, times) == 36);
 static_assert(offsetof(MessageHeader, map) == 36 && offsetof(MessageHeader, refusal) == 60);
 
 /// Row `row` of the dispatch is to be computed by `expert`. Entries are sorted by (expert, row).
