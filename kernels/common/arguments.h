@@ -45,6 +45,8 @@ inline void check(const GroupedFfnArgs& args) {
     VOLLEY_CHECK(group.weights.gate.rows == group.weights.up.rows &&
                  group.weights.gate.cols == group.weights.up.cols &&
                  group.weights.gate.rows == group.weights.down.cols);
+    VOLLEY_CHECK(group.weights.gate.dtype == args.dtype && group.weights.up.dtype == args.dtype &&
+                 group.weights.down.dtype == args.dtype);
   }
 }
 

@@ -80,14 +80,17 @@ void rope_append_row(const RopeAppendArgs& args, uint32_t row) {
     T rotated[kHeadDimMax];
     const float* x = head_to_rotate(key, args.key_norm, args.norm_epsilon, head_dim, normed);
     rotate_head(x, cosine, sine, half, rotated);
-    T* key_target = keys + size_t{head} * head_dim * kKvBlockTokens + position.offset;
-    for (uint32_t i = 0; i < head_dim; ++i) key_target[i * kKvBlockTokens] = rotated[i];
-
+    for (uint32_t i = 0; i < head_dim; ++i) {
+      keys[cache.key_index(head, position.offset, i)] = rotated[i];
+    }
     const float* value = key + size_t{cache.kv_heads} * head_dim;
-    T* value_target = values + (size_t{head} * kKvBlockTokens + position.offset) * head_dim;
+    T stored[kHeadDimMax];
     for (uint32_t i = 0; i < head_dim; i += 16) {
       const size_t count = std::min<size_t>(head_dim - i, 16);
-      store_up_to(load_up_to(value + i, count), count, value_target + i);
+      store_up_to(load_up_to(value + i, count), count, stored + i);
+    }
+    for (uint32_t i = 0; i < head_dim; ++i) {
+      values[cache.value_index(head, position.offset, i)] = stored[i];
     }
   }
 }

@@ -50,10 +50,8 @@ void rope_append(const RopeAppendArgs& args, ThreadPool& pool) {
       const float* x =
           head_to_rotate(key, args.key_norm, args.norm_epsilon, cache.head_dim, normed);
       for (uint32_t i = 0; i < cache.head_dim; ++i) {
-        const size_t key_index = (size_t{head} * cache.head_dim + i) * kKvBlockTokens + offset;
-        const size_t value_index = (size_t{head} * kKvBlockTokens + offset) * cache.head_dim + i;
-        store_element(keys, cache.dtype, key_index, rotated(x, i));
-        store_element(values, cache.dtype, value_index, value[i]);
+        store_element(keys, cache.dtype, cache.key_index(head, offset, i), rotated(x, i));
+        store_element(values, cache.dtype, cache.value_index(head, offset, i), value[i]);
       }
     }
   });

@@ -20,19 +20,6 @@ namespace {
 constexpr uint64_t kL2BytesAssumed = uint64_t{1} << 20;
 constexpr uint64_t kL3BytesAssumed = uint64_t{32} << 20;
 
-Result<std::vector<uint32_t>> affinity() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (::sched_getaffinity(0, sizeof set, &set) != 0) {
-    return unavailable("sched_getaffinity: {}", errno_text(errno));
-  }
-  std::vector<uint32_t> cpus;
-  for (uint32_t cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
-  }
-  return cpus;
-}
-
 /// Of the calling thread; 0 or errno.
 int set_affinity(std::span<const uint32_t> cpus) {
   cpu_set_t set;
@@ -107,6 +94,25 @@ std::vector<uint32_t> one_per_core(const std::vector<uint32_t>& cpus) {
 
 }  // namespace
 
+Result<std::vector<uint32_t>> allowed_processors() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (::sched_getaffinity(0, sizeof set, &set) != 0) {
+    return unavailable("sched_getaffinity: {}", errno_text(errno));
+  }
+  std::vector<uint32_t> cpus;
+  for (uint32_t cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
+  }
+  return cpus;
+}
+
+Status pin_this_thread(uint32_t processor) {
+  const int error = set_affinity({&processor, 1});
+  if (error == 0) return ok_status();
+  return unavailable("cannot stay on processor {}: {}", processor, errno_text(error));
+}
+
 Result<std::vector<uint32_t>> parse_cpu_list(const std::string& text) {
   std::vector<uint32_t> cpus;
   const char* at = text.data();
@@ -132,7 +138,7 @@ Result<std::vector<uint32_t>> parse_cpu_list(const std::string& text) {
 }
 
 Result<Machine> inspect_machine() {
-  VOLLEY_ASSIGN_OR_RETURN(const std::vector<uint32_t> cpus, affinity());
+  VOLLEY_ASSIGN_OR_RETURN(const std::vector<uint32_t> cpus, allowed_processors());
   Machine machine{.cpu_name = cpu_name(), .cores = one_per_core(cpus)};
   machine.l2_bytes = find_cache(machine.cores.front(), "2").bytes;
   std::set<std::string> seen;
@@ -160,7 +166,7 @@ std::string utc_date() {
 }
 
 Result<std::unique_ptr<PinnedPool>> PinnedPool::create(std::span<const uint32_t> cores) {
-  VOLLEY_ASSIGN_OR_RETURN(std::vector<uint32_t> old_affinity, affinity());
+  VOLLEY_ASSIGN_OR_RETURN(std::vector<uint32_t> old_affinity, allowed_processors());
   const auto count = static_cast<uint32_t>(cores.size());
   std::unique_ptr<PinnedPool> pinned(new PinnedPool(count));
   pinned->old_affinity_ = std::move(old_affinity);

@@ -8,6 +8,7 @@
 #include <map>
 #include <mutex>
 #include <unordered_map>
+#include <utility>
 #include <variant>
 
 #include "attention_step.h"
@@ -80,7 +81,7 @@ struct AttentionEngine::Impl {
         layers(spec.layer_count()),
         top_k(spec.layers.front().moe.top_k),
         geometry(opts.geometry),
-        pool(opts.threads),
+        pool(opts.threads, opts.cores),
         fabric(std::move(link_fabric)),
         core(core_options(opts, spec)),
         links(*fabric, opts.name),
@@ -103,14 +104,33 @@ struct AttentionEngine::Impl {
     OutputSink* sink;
     kernels::SamplingParams sampling;
   };
+  /// The times of one way that were seen, with or without some waiting in them.
+  struct TransferTimes {
+    Nanos longest = 0;  // Of the fragment's answers.
+    bool seen = false;
+    Nanos sum = 0;  // Of the step's fragments.
+    uint32_t fragments = 0;
+
+    void note(Nanos one_way) {
+      longest = std::max(longest, one_way);
+      seen = true;
+    }
+    void end_fragment() {
+      if (seen) {
+        sum += longest;
+        ++fragments;
+      }
+      longest = 0;
+      seen = false;
+    }
+  };
   /// What is measured of a micro-batch's step.
   struct MicroBatchTimes {
-    Nanos computed = 0;        // This thread's time for the step so far.
-    Nanos posted = 0;          // The fragment's last dispatch.
-    Nanos expert = 0;          // The longest of the fragment's answers,
-    Nanos transfer = 0;        // the longest one way that is exact,
-    Nanos transfer_bound = 0;  // or is not.
-    bool exact = false;
+    Nanos computed = 0;    // This thread's time for the step so far.
+    Nanos posted = 0;      // The fragment's last dispatch.
+    Nanos expert = 0;      // The longest of the fragment's answers.
+    Nanos expert_sum = 0;  // Of the step's fragments.
+    TransferTimes exact, bound;
   };
 
   const AttentionEngineOptions options;
@@ -263,13 +283,8 @@ struct AttentionEngine::Impl {
     times.expert = std::max(times.expert, Nanos{answer.compute_ns});
     const bool queue_known = answer.queue_ns != protocol::AnswerTimes::kUnknown;
     const Nanos away = now - times.posted - answer.compute_ns - (queue_known ? answer.queue_ns : 0);
-    const Nanos one_way = std::max<Nanos>(away / 2, 0);
-    if (queue_known && !worked_since_poll) {
-      times.exact = true;
-      times.transfer = std::max(times.transfer, one_way);
-    } else {
-      times.transfer_bound = std::max(times.transfer_bound, one_way);
-    }
+    (queue_known && !worked_since_poll ? times.exact : times.bound)
+        .note(std::max<Nanos>(away / 2, 0));
   }
 
   /// A decode step has one row per sequence. Only these are learned from: m serves decoding, and a
@@ -279,25 +294,25 @@ struct AttentionEngine::Impl {
   }
 
   /// All answers of a fragment are in.
-  void learn_from_answers(const Work& work) {
-    MicroBatchTimes& times = micro_batch_times[work.micro_batch];
-    const uint32_t rows = work.combine_end - work.combine_begin;
-    if (decodes(*work.plan) && rows == work.plan->row_count) {
-      controller.on_expert(rows, times.expert, profile.last());
-      controller.on_transfer(rows, times.exact ? times.transfer : times.transfer_bound, times.exact,
-                             profile.last());
-    }
-    times.expert = times.transfer = times.transfer_bound = 0;
-    times.exact = false;
+  static void end_fragment(MicroBatchTimes& times) {
+    times.expert_sum += std::exchange(times.expert, 0);
+    times.exact.end_fragment();
+    times.bound.end_fragment();
   }
 
-  /// A step has ended: the moment to change the number of micro-batches.
-  void learn_from_step(uint32_t micro_batch, uint32_t decode_rows) {
-    MicroBatchTimes& times = micro_batch_times[micro_batch];
+  /// A step has ended: the moment to change the number of micro-batches. Samples are means over
+  /// the step's layers.
+  void learn_from_step(const MicroBatchTimes& times, uint32_t decode_rows) {
+    if (decode_rows == 0) return;
     const Nanos now = profile.last();
-    if (decode_rows > 0) controller.on_attention(decode_rows, times.computed / layers, now);
-    times.computed = 0;
-    if (!options.adaptive_micro_batches || decode_rows == 0) return;
+    controller.on_attention(decode_rows, times.computed / layers, now);
+    controller.on_expert(decode_rows, times.expert_sum / layers, now);
+    const bool exact = times.exact.fragments > 0;
+    const TransferTimes& transfer = exact ? times.exact : times.bound;
+    if (transfer.fragments > 0) {
+      controller.on_transfer(decode_rows, transfer.sum / transfer.fragments, exact, now);
+    }
+    if (!options.adaptive_micro_batches) return;
     core.scheduler().set_active_micro_batches(
         controller.decide(core.scheduler().stats().running, now));
   }
@@ -347,11 +362,11 @@ struct AttentionEngine::Impl {
     const bool ends = work.stage == Work::Stage::kHead;
     // Asked now: the plan is gone when the step has ended.
     const uint32_t decode_rows = decodes(*work.plan) ? work.plan->row_count : 0;
-    if (work.stage == Work::Stage::kAttention && work.layer == 0) times.computed = 0;
+    if (work.stage == Work::Stage::kAttention && work.layer == 0) times = {};
     const Nanos start = profile.last();
     profile.lap(Span::kSchedule, {.micro_batch = work.micro_batch, .layer = work.layer});
     if (work.combine_begin < work.combine_end) {
-      learn_from_answers(work);
+      end_fragment(times);
       answer_rows.clear();
       for (const scheduler::AnswerRef& ref : work.answers) {
         answer_rows.push_back(
@@ -385,7 +400,7 @@ struct AttentionEngine::Impl {
     }
     post_dispatches();
     times.computed += profile.last() - start;
-    if (ends) learn_from_step(work.micro_batch, decode_rows);
+    if (ends) learn_from_step(times, decode_rows);
   }
 
   void run_head(const Work& work) {
@@ -485,6 +500,9 @@ struct AttentionEngine::Impl {
   }
 
   void run() {
+    if (const Status pinned = pool.pin_caller(); !pinned.ok()) {
+      spdlog::warn("{}: {}", options.name, message_of(pinned));
+    }
     profile.start(monotonic_now());
     while (true) {
       progress.turn(monotonic_now());
@@ -552,6 +570,10 @@ Result<std::unique_ptr<AttentionEngine>> AttentionEngine::create(
     return invalid_argument(
         "tokens_per_step_max ({}), sequences_max ({}) and threads ({}) must not be 0",
         options.tokens_per_step_max, options.sequences_max, options.threads);
+  }
+  if (!options.cores.empty() && options.cores.size() < options.threads) {
+    return invalid_argument("{} threads cannot be pinned to {} cores", options.threads,
+                            options.cores.size());
   }
   if (options.sequence_tokens_max == 0 || options.sequence_tokens_max > spec.max_positions) {
     return invalid_argument("sequence_tokens_max is {}; the model has {} positions",

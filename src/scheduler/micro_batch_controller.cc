@@ -24,9 +24,10 @@ constexpr Nanos kCalmPauses = 4;
 // about.
 constexpr uint32_t kTrialStepsMin = 4;
 constexpr uint32_t kTrialStepsMax = 16;
-// From a trial's end to the next one's begin, in lengths of the trial (CTRL-2).
+// From a trial's end to the next one's begin, in lengths of the trial (MBC-2).
 constexpr Nanos kTrialPause = 10;
-constexpr Nanos kTrialPauseMax = 10 * kSecond;
+// A trial that was cut by a lack of sequences seems long.
+constexpr Nanos kTrialPauseMax = 60 * kSecond;
 
 std::string format_time(double ns) {
   return ns < 0.1 * kMillisecond ? fmt::format("{:.1f} us", ns / kMicrosecond)

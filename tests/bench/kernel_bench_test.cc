@@ -50,7 +50,8 @@ TEST(KernelBench, RefusesWrongOptionsWithTheValue) {
        "threads is 0"},
       {[](auto& options) { options.threads = {1'000'000}; }, "threads is 1000000"},
       {[](auto& options) { options.filter = std::string("("); }, "filter '('"},
-      {[](auto& options) { options.filter = std::string("no such kernel"); }, "selects none of the"},
+      {[](auto& options) { options.filter = std::string("no such kernel"); },
+       "selects none of the"},
       {[](auto& options) { options.min_time_ms = 0; }, "min_time_ms is 0"},
       {[](auto& options) { options.repetitions = 0; }, "repetitions is 0"},
   };

@@ -83,7 +83,7 @@ TEST_F(ControllerStateTest, RefusesWhatDiffersAndNamesBothValues) {
   };
   const Case cases[] = {
       {[](auto& n) { n.set_wire_version(9); }, StatusCode::kFailedPrecondition,
-       "node x: wire version 9 differs from 1 of the controller"},
+       "node x: wire version 9 differs from 2 of the controller"},
       {[](auto& n) { n.set_checkpoint_digest(0xab); }, StatusCode::kFailedPrecondition,
        "node x: checkpoint digest 00000000000000ab differs from 00000000000000c0 of the "
        "controller"},

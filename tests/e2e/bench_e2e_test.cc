@@ -3,8 +3,10 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -72,6 +74,88 @@ TEST_F(BenchTest, KernelsRefusesWrongArguments) {
   }
   EXPECT_EQ(run_volley({"bench"}).exit_code, 2);
   EXPECT_THAT(run_volley({"bench", "kernels", "--list"}).out, HasSubstr("gemm/qkv 1536x1024"));
+}
+
+TEST_F(BenchTest, M2nMeasuresEveryFabric) {
+  for (const std::string fabric : {"shm", "tcp", "local"}) {
+    const CommandResult result =
+        run_volley({"bench", "m2n", "--fabric", fabric, "--m", "2", "--n", "2", "--bytes",
+                    "2KB,64KB", "--iterations", "20", "--warmup", "2", "--json", json_});
+    EXPECT_EQ(result.exit_code, 0) << fabric << ": " << result.err;
+    EXPECT_THAT(result.out, HasSubstr("2 senders, 2 receivers on " + fabric));
+    const nlohmann::json json = read_json();
+    ASSERT_TRUE(json.is_object());
+    EXPECT_EQ(json["fabric"], fabric);
+    ASSERT_EQ(json["results"].size(), 2u);
+    EXPECT_EQ(json["results"][1]["bytes"], 65'536);
+    for (const nlohmann::json& one : json["results"]) {
+      for (const char* key : {"median_seconds", "p99_seconds", "p999_seconds", "dispatch_gbps",
+                              "answer_gbps", "bound_seconds"}) {
+        expect_positive(one, key);
+      }
+    }
+  }
+}
+
+TEST_F(BenchTest, M2nRefusesWrongArguments) {
+  for (const std::vector<std::string>& arguments : {std::vector<std::string>{"--fabric", "rdma"},
+                                                    {"--m", "9"},
+                                                    {"--n", "0"},
+                                                    {"--bytes", "3000"},
+                                                    {"--bytes", "16MB"},
+                                                    {"--pin", "100000"},
+                                                    {"--json", "/no/such/folder/file"}}) {
+    std::vector<std::string> command = {"bench", "m2n"};
+    command.insert(command.end(), arguments.begin(), arguments.end());
+    EXPECT_EQ(run_volley(command).exit_code, 2) << arguments[1];
+  }
+}
+
+/// The children of a process, as the kernel lists them.
+std::vector<pid_t> children_of(pid_t pid) {
+  const std::string text = std::to_string(pid);
+  std::ifstream file("/proc/" + text + "/task/" + text + "/children");
+  std::vector<pid_t> children;
+  for (pid_t child = 0; file >> child;) children.push_back(child);
+  return children;
+}
+
+bool exists(pid_t pid) {
+  return std::filesystem::exists("/proc/" + std::to_string(pid));
+}
+
+class EndlessM2n : public BenchTest {
+ protected:
+  void SetUp() override {
+    ASSERT_TRUE(eventually([&] { return children_of(bench_.pid()).size() == 4; }, seconds(10)))
+        << bench_.err();
+    children_ = children_of(bench_.pid());
+  }
+  bool none_left() {
+    return eventually([&] { return std::none_of(children_.begin(), children_.end(), exists); },
+                      seconds(5));
+  }
+
+  TempDir folder_;
+  Process bench_{
+      {"bench", "m2n", "--m", "2", "--n", "2", "--bytes", "2KB", "--iterations", "10000000"},
+      folder_.path(),
+      "bench"};
+  std::vector<pid_t> children_;
+};
+
+TEST_F(EndlessM2n, AChildThatDiesEndsTheRunWithItsName) {
+  ::kill(children_.front(), SIGKILL);
+  EXPECT_EQ(bench_.wait_exit(seconds(10)), 1);
+  EXPECT_THAT(bench_.err(), HasSubstr("receiver-0: killed by signal 9"));
+  EXPECT_EQ(bench_.out(), "");
+  EXPECT_TRUE(none_left());
+}
+
+TEST_F(EndlessM2n, AKilledCommandLeavesNoChild) {
+  bench_.signal(SIGKILL);
+  EXPECT_EQ(bench_.wait_exit(seconds(10)), -SIGKILL);
+  EXPECT_TRUE(none_left());
 }
 
 }  // namespace

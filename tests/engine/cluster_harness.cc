@@ -184,8 +184,8 @@ void ClusterHarness::stop() {
   }
 }
 
-SequenceId ClusterHarness::submit(uint32_t node, GenerationRequest request, Stream& stream) {
-  return must(attention_[node].engine->submit(std::move(request), &stream));
+SequenceId ClusterHarness::submit(uint32_t node, GenerationRequest request, OutputSink& sink) {
+  return must(attention_[node].engine->submit(std::move(request), &sink));
 }
 
 void ClusterHarness::kill_expert(uint32_t index) {

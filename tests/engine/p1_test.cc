@@ -125,7 +125,7 @@ TEST(P1, ChoosingTheMicroBatchesWhileServingGivesTheSameBits) {
 }
 
 TEST(P1, ThreadsAndInstructionSetsGiveTheSameBits) {
-  for (const char* isa : {"reference", "avx2", "avx512"}) {
+  for (const char* isa : {"reference", "avx2", "avx512", "avx512_bf16"}) {
     if (!kernels::select_cpu_kernels(isa).ok()) continue;
     for (const uint32_t threads : {1u, 2u, 3u}) {
       SCOPED_TRACE(fmt::format("{} with {} threads", isa, threads));

@@ -202,12 +202,17 @@ TEST(RopeAppend, EveryInstructionSetHasTheBitsOfTheReference) {
         const uint32_t key = (test.heads + head) * test.head_dim;
         const size_t block = size_t{positions[r].block} * kv_width * 16;
         for (uint32_t i = 0; i < test.head_dim; ++i) {
-          expect_rotated(
-              key, i,
-              expected.cache.at(0, block + (head * test.head_dim + i) * 16 + positions[r].offset));
-          EXPECT_EQ(
-              expected.cache.at(1, block + (head * 16 + positions[r].offset) * test.head_dim + i),
-              round_to(qkv.at(r, key + kv_width + i), test.dtype));
+          const uint32_t offset = positions[r].offset;
+          const bool pairs = test.dtype == DType::kBf16;
+          const size_t key_index =
+              pairs ? ((head * test.head_dim / 2 + i / 2) * 16 + offset) * 2 + i % 2
+                    : (head * test.head_dim + i) * 16 + offset;
+          const size_t value_index =
+              pairs ? ((head * 8 + offset / 2) * test.head_dim + i) * 2 + offset % 2
+                    : (head * 16 + offset) * test.head_dim + i;
+          expect_rotated(key, i, expected.cache.at(0, block + key_index));
+          EXPECT_EQ(expected.cache.at(1, block + value_index),
+                    round_to(qkv.at(r, key + kv_width + i), test.dtype));
         }
       }
     }

@@ -23,6 +23,12 @@ struct Machine {
 /// Reads procfs and sysfs. Errors: kUnavailable (the affinity of this process cannot be read).
 Result<Machine> inspect_machine();
 
+/// The processors that the calling thread may use, ascending. Errors: kUnavailable.
+Result<std::vector<uint32_t>> allowed_processors();
+
+/// Keeps the calling thread on one processor. Errors: kUnavailable.
+Status pin_this_thread(uint32_t processor);
+
 /// The processors of a list as sysfs writes it: "0-3,8". Errors: kInvalidArgument.
 Result<std::vector<uint32_t>> parse_cpu_list(const std::string& text);
 

@@ -59,9 +59,9 @@ std::string describe(const MicroBatchDecision& decision);
 /// For m micro-batches of a batch of B sequences each has b = B / m rows (at most rows_max), with
 /// times interpolated from the measured sizes. A change needs a predicted gain of more than 5 % for
 /// some steps on end, and a pause since the last one, which doubles while changes follow each other
-/// closely (CTRL-1: fewer than one change per pause). A size that was never measured, or not for a
-/// minute, is tried for a few steps when it could pay off by more than 5 % at best, in less than a
-/// tenth of the time (CTRL-2). With nothing measured m stays what it is.
+/// closely (MBC-1: fewer than one change per pause). A size that was never measured, or not for
+/// half a minute, is tried for a few steps when it could pay off by more than 5 % at best, in less
+/// than a tenth of the time (MBC-2). With nothing measured m stays what it is.
 ///
 /// Pure: events and times in, decisions out; deterministic. Allocates nothing.
 class MicroBatchController {
@@ -71,7 +71,8 @@ class MicroBatchController {
 
   /// A decode step of one micro-batch took `per_layer` of the attention node's time per layer.
   void on_attention(uint32_t rows, Nanos per_layer, Nanos now);
-  /// The slowest answer to one layer's dispatch took `time` to compute.
+  /// The slowest answers to the step's dispatches took `time` to compute, in the mean of the
+  /// layers.
   void on_expert(uint32_t rows, Nanos time, Nanos now);
   /// One way of a round trip. `exact`: neither end was busy when a message came; otherwise the time
   /// has some waiting in it and is an upper bound.

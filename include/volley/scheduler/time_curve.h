@@ -15,11 +15,11 @@ class TimeCurve {
  public:
   /// Bucket k holds the rows in (2^(k-1), 2^k]; the last one all above, too.
   static constexpr uint32_t kBuckets = 17;
-  /// Samples before a bucket counts.
+  /// Samples before a bucket counts; a sample is a step's mean.
   static constexpr uint32_t kSamplesMin = 4;
   /// A bucket without samples for so long is out of date, and its next sample starts it anew:
   /// contexts have grown, or the machine has become busy.
-  static constexpr Nanos kStale = 60 * kSecond;
+  static constexpr Nanos kStale = 30 * kSecond;
 
   struct Point {
     double rows = 0;       ///< Mean of the samples'.

@@ -10,6 +10,7 @@
 #include <bit>
 #include <set>
 
+#include "kernels/common/elements.h"
 #include "model/checkpoint/checkpoint_files.h"
 #include "volley/base/bf16.h"
 
@@ -27,9 +28,8 @@ float element(const void* data, DType dtype, size_t index) {
 }
 
 float packed_element(const PackedMatrix& matrix, uint32_t row, uint32_t col) {
-  const size_t panel = row / kernels::kPanel;
   return element(matrix.data, matrix.dtype,
-                 (panel * matrix.cols + col) * kernels::kPanel + row % kernels::kPanel);
+                 kernels::packed_index(row, col, matrix.cols, matrix.dtype));
 }
 
 /// Rows [first, first + rows) of the packed matrix are the tensor called `name`.
