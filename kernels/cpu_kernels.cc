@@ -49,6 +49,27 @@ constexpr CpuKernels kAvx512 = {
 };
 #endif
 
+#if HWY_TARGETS & HWY_AVX3
+constexpr CpuKernels kAvx512Bf16 = {
+    .name = "avx512_bf16",
+    .rms_norm = N_AVX3::rms_norm,
+    .rope_append = N_AVX3::rope_append,
+    .gemm = N_AVX3::gemm_dot,
+    .attention = N_AVX3::attention_dot,
+    .router = N_AVX3::router,
+    .pack = pack,
+    .grouped_ffn = N_AVX3::grouped_ffn_dot,
+    .combine = N_AVX3::combine,
+    .embed = embed,
+};
+
+bool has_exact_bf16_dot() {
+  static const bool has =
+      __builtin_cpu_supports("avx512bf16") != 0 && N_AVX3::dot_instruction_keeps_contract();
+  return has;
+}
+#endif
+
 struct Candidate {
   const CpuKernels* kernels;
   bool available;
@@ -61,6 +82,7 @@ Result<const CpuKernels*> select_cpu_kernels(const std::string& isa) {
   // Best first. The reference is always available, so "auto" always finds one.
   const Candidate candidates[] = {
 #if HWY_TARGETS & HWY_AVX3
+    {&kAvx512Bf16, (supported & HWY_AVX3) != 0 && has_exact_bf16_dot()},
     {&kAvx512, (supported & HWY_AVX3) != 0},
 #endif
 #if HWY_TARGETS & HWY_AVX2
@@ -74,11 +96,11 @@ Result<const CpuKernels*> select_cpu_kernels(const std::string& isa) {
     }
     if (available && (isa == "auto" || isa == kernels->name)) return kernels;
   }
-  if (isa == "avx2" || isa == "avx512") {
+  if (isa == "avx2" || isa == "avx512" || isa == "avx512_bf16") {
     return failed_precondition("this build has no kernels for the instruction set '{}'", isa);
   }
   return invalid_argument(
-      "unknown instruction set '{}': it must be auto, reference, avx2 or avx512", isa);
+      "unknown instruction set '{}': it must be auto, reference, avx2, avx512 or avx512_bf16", isa);
 }
 
 }  // namespace volley::kernels

@@ -24,7 +24,7 @@ namespace volley::kernels {
 /// may mix them. Only which NaN an operation returns is left open. Every function may be called by
 /// one thread at a time per pool, and allocates nothing.
 struct CpuKernels {
-  const char* name;  ///< "reference", "avx2" or "avx512".
+  const char* name;  ///< "reference", "avx2", "avx512" or "avx512_bf16".
   void (*rms_norm)(const RmsNormArgs&, ThreadPool&);
   void (*rope_append)(const RopeAppendArgs&, ThreadPool&);
   void (*gemm)(const GemmArgs&, ThreadPool&);
@@ -36,8 +36,10 @@ struct CpuKernels {
   void (*embed)(const EmbedArgs&, ThreadPool&);
 };
 
-/// `isa` is "auto" (the best this processor has), "reference", "avx2" or "avx512".
-/// Errors: kInvalidArgument (unknown name), kFailedPrecondition (the processor lacks it).
+/// `isa` is "auto" (the best this processor has), "reference", "avx2", "avx512" or "avx512_bf16" (its
+/// bf16 products by VDPBF16PS: twice the speed, the same bits).
+/// Errors: kInvalidArgument (unknown name), kFailedPrecondition (the processor lacks it, or its bf16
+/// instruction rounds differently).
 Result<const CpuKernels*> select_cpu_kernels(const std::string& isa);
 
 }  // namespace volley::kernels

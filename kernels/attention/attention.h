@@ -19,15 +19,19 @@ struct AttentionRow {
 /// Paged grouped-query attention; decode and chunked prefill are the same operation on rows.
 ///   out[h] = softmax(scale * q[h] . k[t, h / group]) v[t, h / group]     over the visible tokens t
 ///
-/// Numerics, per (row, head), all f32: scores by fma in ascending dimension from +0, then one
-/// product with `scale`. The positions are cut at multiples of kAttentionSplitTokens (absolute
-/// positions). Within a split: m = maximum, p[t] = exp(score - m) (kernels/common/math.h), l = sum
-/// of p in 16 lanes by t % 16, ascending, then pairwise (+8, +4, +2, +1),
-/// acc[d] = fma(p[t], v[t, d], acc[d]) in ascending t. Splits are merged in ascending order:
-/// m' = max(m, m_s), a = exp(m - m'), b = exp(m_s - m'), l = fma(l, a, l_s * b),
-/// acc = fma(acc, a, acc_s * b), the first split being taken as it is. out = acc / l, rounded once.
-/// So a row's value depends on its sequence alone. Memory of tokens that are not visible is not
-/// used: it may hold anything.
+/// Numerics, per (row, head), all sums f32 from +0: scores in ascending dimension, then one product
+/// with `scale`. The positions are cut at multiples of kAttentionSplitTokens (absolute positions).
+/// Within a split: m = maximum, p[t] = exp(score - m) (kernels/common/math.h), l = sum of p in 16
+/// lanes by t % 16, ascending, then pairwise (+8, +4, +2, +1), acc[d] += p[t] * v[t, d] in
+/// ascending t. How products are added, by the dtype of the cache:
+///   f32   by fma, one after the other.
+///   bf16  by pairs of dimensions (scores) and of tokens 2i, 2i + 1 (acc), as gemm.h does, so first
+///         the odd one, then the even one, each by fma_flushed; a token that is not visible counts
+///         as zeros. p is rounded to bf16 as soon as it is made, also for l.
+/// Splits are merged in ascending order: m' = max(m, m_s), a = exp(m - m'), b = exp(m_s - m'),
+/// l = fma(l, a, l_s * b), acc = fma(acc, a, acc_s * b), the first split being taken as it is.
+/// out = acc / l, rounded once. So a row's value depends on its sequence alone. Memory of tokens
+/// that are not visible is not used: it may hold anything.
 struct AttentionArgs {
   ConstRows query;  ///< [rows][heads * head_dim] of cache.dtype.
   Rows output;      ///< [rows][heads * head_dim] of cache.dtype; must not overlap the query.

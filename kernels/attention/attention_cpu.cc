@@ -7,24 +7,29 @@
 #include <hwy/foreach_target.h>
 // clang-format on
 
+#include <hwy/cache_control.h>
+
 #include <algorithm>
+#include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "kernels/attention/visible_tokens.h"
 #include "kernels/common/arguments.h"
 #include "kernels/common/implementations.h"
+#include "kernels/common/pair_sums-inl.h"
 #include "kernels/common/vector-inl.h"
 #include "volley/base/thread_pool.h"
 
 #if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
-HWY_BEFORE_NAMESPACE();
+VOLLEY_BEFORE_NAMESPACE();
 namespace volley::kernels::HWY_NAMESPACE {
 
 /// Query heads of one KV head that share a pass over its keys and values.
-constexpr uint32_t kHeadsMax = 4;
+constexpr uint32_t kHeadsMax = HWY_TARGET == HWY_AVX3 ? 8 : 4;
 /// Accumulators (F32x16) that stay in registers: heads times blocks for scores, heads times vectors
 /// of dimensions for values.
-constexpr uint32_t kScoreAccumulators = HWY_TARGET == HWY_AVX3 ? 8 : 4;
+constexpr uint32_t kScoreAccumulators = HWY_TARGET == HWY_AVX3 ? 16 : 4;
 constexpr uint32_t kValueAccumulators = HWY_TARGET == HWY_AVX3 ? 16 : 4;
 
 /// Some query heads of one row, all of one KV head.
@@ -44,10 +49,12 @@ struct Partial {
 
 template <uint32_t kHeads>
 struct Scratch {
+  /// Where products are not made from the bf16 row itself.
   alignas(64) float query[kHeads][kHeadDimMax];
   /// Scores, then probabilities, of the tokens of a split, by position modulo
   /// kAttentionSplitTokens.
   alignas(64) float p[kHeads][kAttentionSplitTokens];
+  alignas(64) Bf16 p_bf16[kHeads][kAttentionSplitTokens];
   Partial<kHeads> split;
   Partial<kHeads> total;
 };
@@ -56,16 +63,105 @@ template <class T>
 HWY_INLINE const T* keys_of(const AttentionArgs& args, const HeadGroup& group, uint32_t token) {
   const KvCacheView& cache = args.cache;
   const size_t block = args.row[group.row].blocks[token / kKvBlockTokens];
-  const size_t head = size_t{group.kv_head} * cache.head_dim * kKvBlockTokens;
-  return reinterpret_cast<const T*>(cache.keys + block * cache.block_bytes()) + head;
+  return reinterpret_cast<const T*>(cache.keys + block * cache.block_bytes()) +
+         cache.key_index(group.kv_head, 0, 0);
 }
 
 template <class T>
 HWY_INLINE const T* values_of(const AttentionArgs& args, const HeadGroup& group, uint32_t token) {
   const KvCacheView& cache = args.cache;
   const size_t block = args.row[group.row].blocks[token / kKvBlockTokens];
-  const size_t head = size_t{group.kv_head} * kKvBlockTokens * cache.head_dim;
-  return reinterpret_cast<const T*>(cache.values + block * cache.block_bytes()) + head;
+  return reinterpret_cast<const T*>(cache.values + block * cache.block_bytes()) +
+         cache.value_index(group.kv_head, 0, 0);
+}
+
+// How products are added. A step takes kInner dimensions of a key, or kInner tokens of a value.
+
+struct F32Sums {
+  using Element = float;
+  static constexpr uint32_t kInner = 1;
+  static constexpr bool kDot = false;
+  struct Vector {
+    F32x16 value;
+  };
+  static HWY_INLINE Vector load(const float* source) { return {load16(source)}; }
+  static HWY_INLINE Vector load_some(const float* source, size_t count) {
+    return {load_first(source, count)};
+  }
+  static HWY_INLINE F32x16 add_product(F32x16 sum, const float* x, const Vector& vector) {
+    return mul_add(broadcast(x[0]), vector.value, sum);
+  }
+};
+
+/// bf16 by plain FMAs; needs FlushDenormals.
+struct WidenedSums {
+  using Element = Bf16;
+  static constexpr uint32_t kInner = 2;
+  static constexpr bool kDot = false;
+  struct Vector {
+    F32x16 even, odd;
+  };
+  static HWY_INLINE Vector split(const PairBits& bits) { return {even_of(bits), odd_of(bits)}; }
+  static HWY_INLINE Vector load(const Bf16* source) { return split(load_pairs(source)); }
+  static HWY_INLINE Vector load_some(const Bf16* source, size_t count) {
+    Bf16 buffer[32] = {};
+    std::memcpy(buffer, source, count * 2 * sizeof(Bf16));
+    return load(buffer);
+  }
+  /// Only the even or the odd token's half; the other half is zeros.
+  static HWY_INLINE Vector keep(Vector vector, bool even) {
+    (even ? vector.odd : vector.even) = broadcast(0.0f);
+    return vector;
+  }
+  static HWY_INLINE F32x16 add_product(F32x16 sum, const float* x, const Vector& vector) {
+    sum = mul_add(broadcast(x[1]), vector.odd, sum);
+    return mul_add(broadcast(x[0]), vector.even, sum);
+  }
+};
+
+#if HWY_TARGET == HWY_AVX3
+struct DotSums {
+  using Element = Bf16;
+  static constexpr uint32_t kInner = 2;
+  static constexpr bool kDot = true;
+  struct Vector {
+    __m512bh pairs;
+  };
+  static HWY_INLINE Vector load(const Bf16* source) { return {load_dot_pairs(source)}; }
+  static HWY_INLINE Vector load_some(const Bf16* source, size_t count) {
+    Bf16 buffer[32] = {};
+    std::memcpy(buffer, source, count * 2 * sizeof(Bf16));
+    return load(buffer);
+  }
+  static HWY_INLINE Vector keep(Vector vector, bool even) {
+    const __m512i mask = _mm512_set1_epi32(static_cast<int>(even ? 0x0000ffffu : 0xffff0000u));
+    return {(__m512bh)_mm512_and_si512((__m512i)vector.pairs, mask)};
+  }
+  static HWY_INLINE F32x16 add_product(F32x16 sum, const Bf16* x, const Vector& vector) {
+    return add_dot_pairs(sum, broadcast_dot_pair(x), vector.pairs);
+  }
+};
+#endif
+
+/// The left factors as the sums take them: widened, or the bf16 elements themselves.
+template <class Sums, uint32_t kHeads>
+HWY_INLINE auto probabilities(const Scratch<kHeads>& scratch, uint32_t head) {
+  if constexpr (Sums::kDot) {
+    return static_cast<const Bf16*>(scratch.p_bf16[head]);
+  } else {
+    return static_cast<const float*>(scratch.p[head]);
+  }
+}
+
+template <class Sums, uint32_t kHeads>
+HWY_INLINE auto query_of(const AttentionArgs& args, const HeadGroup& group,
+                         const Scratch<kHeads>& scratch, uint32_t head) {
+  if constexpr (Sums::kDot) {
+    return static_cast<const Bf16*>(args.query[group.row]) +
+           size_t{group.first_head + head} * args.cache.head_dim;
+  } else {
+    return static_cast<const float*>(scratch.query[head]);
+  }
 }
 
 /// The lanes of the block at `block_token` that lie in [begin, end).
@@ -80,25 +176,35 @@ HWY_INLINE hn::Mask<F32Tag> visible_lanes(uint32_t block_token, size_t part, Vis
 
 /// Scores of the kBlocks blocks from `token` on into scratch.p, minus infinity for tokens that are
 /// not visible; `largest` takes their maxima. Several blocks give the additions independent chains.
-template <uint32_t kHeads, uint32_t kBlocks, class T>
+/// The blocks of a sequence lie apart, where no hardware prefetcher follows: those of the next call
+/// are asked for, line by line as this one's are read.
+template <class Sums, uint32_t kHeads, uint32_t kBlocks>
 HWY_INLINE void score_blocks(const AttentionArgs& args, const HeadGroup& group,
                              VisibleTokens tokens, uint32_t token, F32x16 (&largest)[kHeads],
                              Scratch<kHeads>& scratch) {
+  using T = typename Sums::Element;
   const T* keys[kBlocks];
+  const T* next_keys[kBlocks];
   F32x16 score[kBlocks][kHeads];
 #pragma GCC unroll 8
   for (uint32_t b = 0; b < kBlocks; ++b) {
-    keys[b] = keys_of<T>(args, group, token + b * kKvBlockTokens);
+    const uint32_t block_token = token + b * kKvBlockTokens;
+    const uint32_t next_token = block_token + kBlocks * kKvBlockTokens;
+    keys[b] = keys_of<T>(args, group, block_token);
+    next_keys[b] = next_token < tokens.end ? keys_of<T>(args, group, next_token) : keys[b];
 #pragma GCC unroll 8
     for (uint32_t h = 0; h < kHeads; ++h) score[b][h] = broadcast(0.0f);
   }
-  for (uint32_t d = 0; d < args.cache.head_dim; ++d) {
+  decltype(query_of<Sums>(args, group, scratch, 0)) query[kHeads];
+  for (uint32_t h = 0; h < kHeads; ++h) query[h] = query_of<Sums>(args, group, scratch, h);
+  for (uint32_t d = 0; d < args.cache.head_dim; d += Sums::kInner) {
 #pragma GCC unroll 8
     for (uint32_t b = 0; b < kBlocks; ++b) {
-      const F32x16 key = load16(keys[b] + size_t{d} * kKvBlockTokens);
+      const auto key = Sums::load(keys[b] + size_t{d} * kKvBlockTokens);
+      hwy::Prefetch(next_keys[b] + size_t{d} * kKvBlockTokens);
 #pragma GCC unroll 8
       for (uint32_t h = 0; h < kHeads; ++h) {
-        score[b][h] = mul_add(broadcast(scratch.query[h][d]), key, score[b][h]);
+        score[b][h] = Sums::add_product(score[b][h], query[h] + d, key);
       }
     }
   }
@@ -119,9 +225,9 @@ HWY_INLINE void score_blocks(const AttentionArgs& args, const HeadGroup& group,
   }
 }
 
-template <uint32_t kHeads, class T>
-void score_split(const AttentionArgs& args, const HeadGroup& group, VisibleTokens tokens,
-                 Scratch<kHeads>& scratch) {
+template <class Sums, uint32_t kHeads>
+HWY_NOINLINE void score_split(const AttentionArgs& args, const HeadGroup& group,
+                              VisibleTokens tokens, Scratch<kHeads>& scratch) {
   F32x16 largest[kHeads];
   for (uint32_t h = 0; h < kHeads; ++h) {
     largest[h] = broadcast(-std::numeric_limits<float>::infinity());
@@ -130,30 +236,35 @@ void score_split(const AttentionArgs& args, const HeadGroup& group, VisibleToken
   constexpr uint32_t kStep = kBlocks * kKvBlockTokens;
   uint32_t token = tokens.begin / kKvBlockTokens * kKvBlockTokens;
   for (; token + kStep <= tokens.end; token += kStep) {
-    score_blocks<kHeads, kBlocks, T>(args, group, tokens, token, largest, scratch);
+    score_blocks<Sums, kHeads, kBlocks>(args, group, tokens, token, largest, scratch);
   }
   for (; token < tokens.end; token += kKvBlockTokens) {
-    score_blocks<kHeads, 1, T>(args, group, tokens, token, largest, scratch);
+    score_blocks<Sums, kHeads, 1>(args, group, tokens, token, largest, scratch);
   }
   for (uint32_t h = 0; h < kHeads; ++h) scratch.split.largest[h] = max_across(largest[h]);
 }
 
 /// Scores to probabilities relative to the split's maximum, and their sums. Tokens that are not
 /// visible get exactly 0, which changes no sum.
-template <uint32_t kHeads>
+template <class Sums, uint32_t kHeads>
 void exponentiate_split(VisibleTokens tokens, Scratch<kHeads>& scratch) {
   for (uint32_t h = 0; h < kHeads; ++h) {
     const F32x16 largest = broadcast(scratch.split.largest[h]);
     F32x16 sum = broadcast(0.0f);
     for (uint32_t token = tokens.begin / kKvBlockTokens * kKvBlockTokens; token < tokens.end;
          token += kKvBlockTokens) {
-      float* p = &scratch.p[h][token % kAttentionSplitTokens];
+      const uint32_t index = token % kAttentionSplitTokens;
+      float* p = &scratch.p[h][index];
       F32x16 exponential = exp16(sub(load16(p), largest));
       for (size_t part = 0; part < kParts; ++part) {
         exponential.part[part] =
             hn::IfThenElseZero(visible_lanes(token, part, tokens), exponential.part[part]);
       }
-      store16(exponential, p);
+      if constexpr (Sums::kInner == 2) {
+        store16(exponential, &scratch.p_bf16[h][index]);
+        exponential = load16(&scratch.p_bf16[h][index]);
+      }
+      if constexpr (!Sums::kDot) store16(exponential, p);
       sum = add(sum, exponential);
     }
     scratch.split.sum[h] = add_across(sum);
@@ -163,35 +274,48 @@ void exponentiate_split(VisibleTokens tokens, Scratch<kHeads>& scratch) {
 /// acc[d] of kVectors * 16 dimensions from `first_dim` on, with kPartial only of the last `rest` of
 /// the head, over all visible tokens in ascending order. Other tokens are not even multiplied by 0:
 /// their memory may hold anything.
-template <uint32_t kHeads, uint32_t kVectors, bool kPartial, class T>
+template <class Sums, uint32_t kHeads, uint32_t kVectors, bool kPartial>
 HWY_INLINE void sum_vectors(const AttentionArgs& args, const HeadGroup& group, VisibleTokens tokens,
                             uint32_t first_dim, uint32_t rest, Scratch<kHeads>& scratch) {
+  using T = typename Sums::Element;
+  constexpr uint32_t kInner = Sums::kInner;
+  const size_t stride = size_t{args.cache.head_dim} * kInner;
   F32x16 acc[kHeads][kVectors];
 #pragma GCC unroll 8
   for (uint32_t h = 0; h < kHeads; ++h) {
 #pragma GCC unroll 8
     for (uint32_t v = 0; v < kVectors; ++v) acc[h][v] = broadcast(0.0f);
   }
-  for (uint32_t token = tokens.begin; token < tokens.end;) {
+  decltype(probabilities<Sums>(scratch, 0)) p[kHeads];
+  for (uint32_t h = 0; h < kHeads; ++h) p[h] = probabilities<Sums>(scratch, h);
+  for (uint32_t token = tokens.begin / kInner * kInner; token < tokens.end;) {
     const uint32_t block_end = (token / kKvBlockTokens + 1) * kKvBlockTokens;
     const uint32_t end = std::min(tokens.end, block_end);
-    const T* values = values_of<T>(args, group, token) + first_dim;
-    for (; token < end; ++token) {
-      const T* value = values + size_t{token % kKvBlockTokens} * args.cache.head_dim;
+    const T* value = values_of<T>(args, group, token) + size_t{first_dim} * kInner +
+                     token % kKvBlockTokens / kInner * stride;
+    // As in score_blocks.
+    const uint32_t next_token = token + 2 * kKvBlockTokens;
+    const T* next_value = next_token < tokens.end
+                              ? values_of<T>(args, group, next_token) + size_t{first_dim} * kInner
+                              : value;
+    for (; token < end; token += kInner) {
       const uint32_t index = token % kAttentionSplitTokens;
+      const bool edge = kInner == 2 && (token < tokens.begin || token + 1 >= tokens.end);
 #pragma GCC unroll 8
       for (uint32_t v = 0; v < kVectors; ++v) {
-        F32x16 x;
-        if constexpr (kPartial) {
-          x = load_first(value, rest);
-        } else {
-          x = load16(value + v * 16);
+        const T* source = value + size_t{v} * 16 * kInner;
+        hwy::Prefetch(next_value + size_t{v} * 16 * kInner);
+        auto x = kPartial ? Sums::load_some(source, rest) : Sums::load(source);
+        if constexpr (kInner == 2) {
+          if (HWY_UNLIKELY(edge)) x = Sums::keep(x, token >= tokens.begin);
         }
 #pragma GCC unroll 8
         for (uint32_t h = 0; h < kHeads; ++h) {
-          acc[h][v] = mul_add(broadcast(scratch.p[h][index]), x, acc[h][v]);
+          acc[h][v] = Sums::add_product(acc[h][v], p[h] + index, x);
         }
       }
+      value += stride;
+      next_value += stride;
     }
   }
 #pragma GCC unroll 8
@@ -204,25 +328,44 @@ HWY_INLINE void sum_vectors(const AttentionArgs& args, const HeadGroup& group, V
 }
 
 /// All dimensions, in the widest steps that the registers allow.
-template <uint32_t kHeads, class T>
-void sum_values(const AttentionArgs& args, const HeadGroup& group, VisibleTokens tokens,
-                Scratch<kHeads>& scratch) {
+template <class Sums, uint32_t kHeads>
+HWY_NOINLINE void sum_values(const AttentionArgs& args, const HeadGroup& group,
+                             VisibleTokens tokens, Scratch<kHeads>& scratch) {
   const uint32_t head_dim = args.cache.head_dim;
   constexpr uint32_t kVectors = std::min(kValueAccumulators / kHeads, 8u);
   uint32_t d = 0;
   for (; d + kVectors * 16 <= head_dim; d += kVectors * 16) {
-    sum_vectors<kHeads, kVectors, false, T>(args, group, tokens, d, 0, scratch);
+    sum_vectors<Sums, kHeads, kVectors, false>(args, group, tokens, d, 0, scratch);
   }
   if constexpr (kVectors > 2) {
     for (; d + 32 <= head_dim; d += 32) {
-      sum_vectors<kHeads, 2, false, T>(args, group, tokens, d, 0, scratch);
+      sum_vectors<Sums, kHeads, 2, false>(args, group, tokens, d, 0, scratch);
     }
   }
   for (; d + 16 <= head_dim; d += 16) {
-    sum_vectors<kHeads, 1, false, T>(args, group, tokens, d, 0, scratch);
+    sum_vectors<Sums, kHeads, 1, false>(args, group, tokens, d, 0, scratch);
   }
   if (d < head_dim) {
-    sum_vectors<kHeads, 1, true, T>(args, group, tokens, d, head_dim - d, scratch);
+    sum_vectors<Sums, kHeads, 1, true>(args, group, tokens, d, head_dim - d, scratch);
+  }
+}
+
+/// The two sums, under FlushDenormals where FMAs make them.
+template <class Sums, uint32_t kHeads>
+void attend_split(const AttentionArgs& args, const HeadGroup& group, VisibleTokens tokens,
+                  Scratch<kHeads>& scratch) {
+  if constexpr (std::is_same_v<Sums, WidenedSums>) {
+    {
+      const FlushDenormals flush;
+      score_split<Sums, kHeads>(args, group, tokens, scratch);
+    }
+    exponentiate_split<Sums, kHeads>(tokens, scratch);
+    const FlushDenormals flush;
+    sum_values<Sums, kHeads>(args, group, tokens, scratch);
+  } else {
+    score_split<Sums, kHeads>(args, group, tokens, scratch);
+    exponentiate_split<Sums, kHeads>(tokens, scratch);
+    sum_values<Sums, kHeads>(args, group, tokens, scratch);
   }
 }
 
@@ -243,26 +386,27 @@ void merge_split(uint32_t head_dim, Scratch<kHeads>& scratch) {
   }
 }
 
-template <uint32_t kHeads, class T>
+template <class Sums, uint32_t kHeads>
 void attend(const AttentionArgs& args, const HeadGroup& group) {
+  using T = typename Sums::Element;
   const uint32_t head_dim = args.cache.head_dim;
   const uint32_t whole = head_dim / 16 * 16;
   Scratch<kHeads> scratch;
   const size_t first = size_t{group.first_head} * head_dim;
-  const T* query = static_cast<const T*>(args.query[group.row]) + first;
-  for (uint32_t h = 0; h < kHeads; ++h) {
-    const T* source = query + size_t{h} * head_dim;
-    for (uint32_t d = 0; d < whole; d += 16) store16(load16(source + d), &scratch.query[h][d]);
-    if (whole != head_dim) {
-      store16(load_first(source + whole, head_dim - whole), &scratch.query[h][whole]);
+  if constexpr (!Sums::kDot) {
+    const T* query = static_cast<const T*>(args.query[group.row]) + first;
+    for (uint32_t h = 0; h < kHeads; ++h) {
+      const T* source = query + size_t{h} * head_dim;
+      for (uint32_t d = 0; d < whole; d += 16) store16(load16(source + d), &scratch.query[h][d]);
+      if (whole != head_dim) {
+        store16(load_first(source + whole, head_dim - whole), &scratch.query[h][whole]);
+      }
     }
   }
   const VisibleTokens visible = visible_tokens(args.row[group.row].position, args.window);
   for (uint32_t begin = visible.begin; begin < visible.end;) {
     const VisibleTokens tokens = {begin, std::min(visible.end, attention_split_end(begin))};
-    score_split<kHeads, T>(args, group, tokens, scratch);
-    exponentiate_split<kHeads>(tokens, scratch);
-    sum_values<kHeads, T>(args, group, tokens, scratch);
+    attend_split<Sums, kHeads>(args, group, tokens, scratch);
     if (begin == visible.begin) {
       scratch.total = scratch.split;
     } else {
@@ -284,36 +428,51 @@ void attend(const AttentionArgs& args, const HeadGroup& group) {
   }
 }
 
-template <class T>
+template <class Sums>
 void attend_kv_head(const AttentionArgs& args, uint32_t row, uint32_t kv_head) {
   const uint32_t heads_per_kv = args.heads / args.cache.kv_heads;
   HeadGroup group = {.row = row, .kv_head = kv_head, .first_head = kv_head * heads_per_kv};
-  static_assert(kHeadsMax == 4);
   for (uint32_t left = heads_per_kv; left != 0;) {
-    const uint32_t count = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-    if (count == 4) {
-      attend<4, T>(args, group);
-    } else if (count == 2) {
-      attend<2, T>(args, group);
+    uint32_t count = 1;
+    if (kHeadsMax >= 8 && left >= 8) {
+      if constexpr (kHeadsMax >= 8) attend<Sums, 8>(args, group);
+      count = 8;
+    } else if (left >= 4) {
+      attend<Sums, 4>(args, group);
+      count = 4;
+    } else if (left >= 2) {
+      attend<Sums, 2>(args, group);
+      count = 2;
     } else {
-      attend<1, T>(args, group);
+      attend<Sums, 1>(args, group);
     }
     group.first_head += count;
     left -= count;
   }
 }
 
+/// Rows of one KV head follow each other: in prefill they share its keys and values in the L2
+/// cache.
+template <class Sums>
+void attention_by(const AttentionArgs& args, ThreadPool& pool) {
+  const uint32_t rows = static_cast<uint32_t>(args.query.size());
+  pool.parallel_for(rows * args.cache.kv_heads,
+                    [&](uint32_t tile) { attend_kv_head<Sums>(args, tile % rows, tile / rows); });
+}
+
 void attention(const AttentionArgs& args, ThreadPool& pool) {
   check(args);
-  const uint32_t kv_heads = args.cache.kv_heads;
-  pool.parallel_for(static_cast<uint32_t>(args.query.size()) * kv_heads, [&](uint32_t tile) {
-    if (args.cache.dtype == DType::kF32) {
-      attend_kv_head<float>(args, tile / kv_heads, tile % kv_heads);
-    } else {
-      attend_kv_head<Bf16>(args, tile / kv_heads, tile % kv_heads);
-    }
-  });
+  if (args.cache.dtype == DType::kF32) return attention_by<F32Sums>(args, pool);
+  attention_by<WidenedSums>(args, pool);
 }
+
+#if HWY_TARGET == HWY_AVX3
+void attention_dot(const AttentionArgs& args, ThreadPool& pool) {
+  check(args);
+  if (args.cache.dtype == DType::kF32) return attention_by<F32Sums>(args, pool);
+  attention_by<DotSums>(args, pool);
+}
+#endif
 
 }  // namespace volley::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

@@ -23,36 +23,61 @@ struct Partial {
 Partial attend_split(const AttentionArgs& args, uint32_t row, uint32_t head, uint32_t begin,
                      uint32_t end) {
   const KvCacheView& cache = args.cache;
+  const bool pairs = cache.dtype == DType::kBf16;
   const uint32_t kv_head = head / (args.heads / cache.kv_heads);
-  const uint32_t* blocks = args.row[row].blocks;
+  const auto query = [&](uint32_t d) {
+    return load_element(args.query[row], cache.dtype, size_t{head} * cache.head_dim + d);
+  };
+  const auto block = [&](const std::byte* pool, uint32_t t) {
+    return pool + args.row[row].blocks[t / kKvBlockTokens] * cache.block_bytes();
+  };
+  const auto key = [&](uint32_t t, uint32_t d) {
+    return load_element(block(cache.keys, t), cache.dtype,
+                        cache.key_index(kv_head, t % kKvBlockTokens, d));
+  };
+  const auto visible = [&](uint32_t t) { return t >= begin && t < end; };
+  const auto value = [&](uint32_t t, uint32_t d) {
+    if (!visible(t)) return 0.0f;
+    return load_element(block(cache.values, t), cache.dtype,
+                        cache.value_index(kv_head, t % kKvBlockTokens, d));
+  };
+
   Partial partial = {.largest = -std::numeric_limits<float>::infinity(), .sum = 0.0f, .acc = {}};
-  float p[kAttentionSplitTokens];
+  const uint32_t split_begin = begin / kAttentionSplitTokens * kAttentionSplitTokens;
+  float p[kAttentionSplitTokens] = {};  // By token from split_begin on; 0 where not visible.
   for (uint32_t t = begin; t < end; ++t) {
-    const std::byte* keys = cache.keys + blocks[t / kKvBlockTokens] * cache.block_bytes();
     float score = 0.0f;
-    for (uint32_t d = 0; d < cache.head_dim; ++d) {
-      const size_t index =
-          (size_t{kv_head} * cache.head_dim + d) * kKvBlockTokens + t % kKvBlockTokens;
-      score =
-          std::fma(load_element(args.query[row], cache.dtype, size_t{head} * cache.head_dim + d),
-                   load_element(keys, cache.dtype, index), score);
+    for (uint32_t d = 0; d < cache.head_dim; d += 2) {
+      if (pairs) {
+        score = add_pair(score, query(d), query(d + 1), key(t, d), key(t, d + 1));
+      } else {
+        score = std::fma(query(d), key(t, d), score);
+        score = std::fma(query(d + 1), key(t, d + 1), score);
+      }
     }
-    p[t - begin] = score * args.scale;
-    partial.largest = std::max(partial.largest, p[t - begin]);
+    p[t - split_begin] = score * args.scale;
+    partial.largest = std::max(partial.largest, p[t - split_begin]);
   }
   float lane[16] = {};
   for (uint32_t t = begin; t < end; ++t) {
-    p[t - begin] = exp_f32(p[t - begin] - partial.largest);
-    lane[t % 16] += p[t - begin];
-    const std::byte* values = cache.values + blocks[t / kKvBlockTokens] * cache.block_bytes();
-    for (uint32_t d = 0; d < cache.head_dim; ++d) {
-      const size_t index =
-          (size_t{kv_head} * kKvBlockTokens + t % kKvBlockTokens) * cache.head_dim + d;
-      partial.acc[d] =
-          std::fma(p[t - begin], load_element(values, cache.dtype, index), partial.acc[d]);
-    }
+    float& probability = p[t - split_begin];
+    probability = round_to(exp_f32(probability - partial.largest), cache.dtype);
+    lane[t % 16] += probability;
   }
   partial.sum = add_lanes(lane);
+  for (uint32_t d = 0; d < cache.head_dim; ++d) {
+    float& acc = partial.acc[d];
+    for (uint32_t t = begin / 2 * 2; t < end; t += 2) {
+      const float even = p[t - split_begin];
+      const float odd = p[t + 1 - split_begin];
+      if (pairs) {
+        acc = add_pair(acc, even, odd, value(t, d), value(t + 1, d));
+      } else {
+        if (visible(t)) acc = std::fma(even, value(t, d), acc);
+        if (visible(t + 1)) acc = std::fma(odd, value(t + 1, d), acc);
+      }
+    }
+  }
   return partial;
 }
 

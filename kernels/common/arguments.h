@@ -15,6 +15,7 @@ inline void check(const RmsNormArgs& args) {
 inline void check(const RopeAppendArgs& args) {
   VOLLEY_CHECK(args.qkv.size() == args.query.size() && args.qkv.size() == args.position.size());
   VOLLEY_CHECK(args.cache.head_dim % 2 == 0 && args.cache.head_dim <= kHeadDimMax);
+  VOLLEY_CHECK((args.query_norm == nullptr) == (args.key_norm == nullptr));
 }
 
 inline void check(const GemmArgs& args) {
@@ -44,6 +45,8 @@ inline void check(const GroupedFfnArgs& args) {
     VOLLEY_CHECK(group.weights.gate.rows == group.weights.up.rows &&
                  group.weights.gate.cols == group.weights.up.cols &&
                  group.weights.gate.rows == group.weights.down.cols);
+    VOLLEY_CHECK(group.weights.gate.dtype == args.dtype && group.weights.up.dtype == args.dtype &&
+                 group.weights.down.dtype == args.dtype);
   }
 }
 

@@ -28,8 +28,10 @@ inline float round_to(float value, DType dtype) {
 }
 
 /// Element of panel-packed weights: output feature `row`, input feature `col`.
-inline size_t packed_index(uint32_t row, uint32_t col, uint32_t cols) {
-  return (size_t{row / kPanel} * cols + col) * kPanel + row % kPanel;
+inline size_t packed_index(uint32_t row, uint32_t col, uint32_t cols, DType dtype) {
+  const size_t panel = size_t{row / kPanel} * packed_cols(cols, dtype) * kPanel;
+  if (dtype == DType::kF32) return panel + size_t{col} * kPanel + row % kPanel;
+  return panel + (size_t{col / 2} * kPanel + row % kPanel) * 2 + col % 2;
 }
 
 }  // namespace volley::kernels

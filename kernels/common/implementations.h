@@ -39,6 +39,13 @@ void attention(const AttentionArgs& args, ThreadPool& pool);
 void router(const RouterArgs& args, ThreadPool& pool);
 void grouped_ffn(const GroupedFfnArgs& args, ThreadPool& pool);
 void combine(const CombineArgs& args, ThreadPool& pool);
+// By VDPBF16PS where the dtype is bf16; the caller has checked that the processor has it.
+void gemm_dot(const GemmArgs& args, ThreadPool& pool);
+void attention_dot(const AttentionArgs& args, ThreadPool& pool);
+void grouped_ffn_dot(const GroupedFfnArgs& args, ThreadPool& pool);
+/// Whether this processor's VDPBF16PS rounds like fma_flushed (math.h), tried on seeded numbers.
+/// The manuals say so, and AMD's Zen 4 does; a processor that differs must not break equal bits.
+bool dot_instruction_keeps_contract();
 }  // namespace N_AVX3
 
 }  // namespace volley::kernels

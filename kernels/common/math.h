@@ -63,6 +63,28 @@ inline float silu_f32(float x) {
   return x / (1.0f + exp_f32(-x));
 }
 
+/// acc + a * b as one step of the bf16 sums: rounded once, with a denormal factor taken as zero and
+/// a denormal result (one below 2^-126 when rounded to 24 bits) as zero of its sign. This is what
+/// VDPBF16PS does twice per lane, and vector FMAs do under MXCSR.FTZ and DAZ.
+inline float fma_flushed(float a, float b, float acc) {
+  constexpr float kLeastNormal = std::numeric_limits<float>::min();
+  if (std::fabs(a) < kLeastNormal) a = std::copysign(0.0f, a);
+  if (std::fabs(b) < kLeastNormal) b = std::copysign(0.0f, b);
+  const float sum = std::fma(a, b, acc);
+  if (!(std::fabs(sum) <= kLeastNormal)) return sum;
+  // So small that the denormal grid may have rounded it: round again on a grid scaled out of it.
+  // The smaller factor takes the scale, so that it cannot overflow.
+  constexpr float kScale = 0x1p+60f;
+  const bool scale_a = std::fabs(a) < std::fabs(b);
+  const float exact = std::fma(scale_a ? a * kScale : a, scale_a ? b : b * kScale, acc * kScale);
+  return std::fabs(exact) < kLeastNormal * kScale ? std::copysign(0.0f, sum) : sum;
+}
+
+/// One step of a bf16 sum: the odd element of a pair first, then the even one.
+inline float add_pair(float sum, float x_even, float x_odd, float y_even, float y_odd) {
+  return fma_flushed(x_even, y_even, fma_flushed(x_odd, y_odd, sum));
+}
+
 /// The pairwise order in which every contract adds 16 lanes: lane j and j + 8, then + 4, + 2, + 1.
 inline float add_lanes(const float (&lane)[16]) {
   float sum[8];

@@ -24,13 +24,16 @@ float load_source(const void* source, SourceDType from, size_t index) {
 // inside.
 template <SourceDType kFrom, DType kTo>
 void pack_typed(const void* source, uint32_t rows, uint32_t cols, void* out) {
-  if (rows % kPanel != 0) {
-    const size_t panel_bytes = size_t{cols} * kPanel * dtype_bytes(kTo);
+  // Padding: the rows missing from the last panel, the column missing from the last pair.
+  if (cols != packed_cols(cols, kTo)) {
+    std::memset(out, 0, packed_bytes(rows, cols, kTo));
+  } else if (rows % kPanel != 0) {
+    const size_t panel_bytes = packed_bytes(kPanel, cols, kTo);
     std::memset(static_cast<std::byte*>(out) + rows / kPanel * panel_bytes, 0, panel_bytes);
   }
   for (uint32_t row = 0; row < rows; ++row) {
     for (uint32_t col = 0; col < cols; ++col) {
-      store_element(out, kTo, packed_index(row, col, cols),
+      store_element(out, kTo, packed_index(row, col, cols, kTo),
                     load_source(source, kFrom, size_t{row} * cols + col));
     }
   }

@@ -21,12 +21,16 @@ constexpr const char* dtype_name(DType dtype) {
 using ConstRows = std::span<const void* const>;
 using Rows = std::span<void* const>;
 
-/// Output features per weight panel: one 512-bit vector of f32 accumulators.
-inline constexpr uint32_t kPanel = 16;
+/// Output features per weight panel: four 512-bit vectors of f32 accumulators. A panel is one
+/// sequential stream, which the hardware prefetchers follow at the full bandwidth of the memory.
+inline constexpr uint32_t kPanel = 64;
 
-/// A weight matrix [rows, cols] (output features by input features), stored as panels
-/// [ceil(rows / 16)][cols][16] of `dtype`, 64-byte aligned, the missing rows of the last panel
-/// zero. Borrowed: the memory must outlive every kernel that reads it.
+/// A weight matrix [rows, cols] (output features by input features), 64-byte aligned, in panels of
+/// kPanel features:
+///   f32   [ceil(rows / 64)][cols][64]
+///   bf16  [ceil(rows / 64)][ceil(cols / 2)][64][2], pairs of columns, as a bf16 dot instruction
+///         takes them
+/// Missing rows and columns are zero. Borrowed: the memory must outlive every kernel that reads it.
 struct PackedMatrix {
   const void* data = nullptr;
   uint32_t rows = 0;
@@ -34,8 +38,14 @@ struct PackedMatrix {
   DType dtype = DType::kBf16;
 };
 
+/// Columns that packed weights have room for.
+constexpr size_t packed_cols(uint32_t cols, DType dtype) {
+  return dtype == DType::kBf16 ? (size_t{cols} + 1) / 2 * 2 : cols;
+}
+
 constexpr size_t packed_bytes(uint32_t rows, uint32_t cols, DType dtype) {
-  return (size_t{rows} + kPanel - 1) / kPanel * kPanel * cols * dtype_bytes(dtype);
+  return (size_t{rows} + kPanel - 1) / kPanel * kPanel * packed_cols(cols, dtype) *
+         dtype_bytes(dtype);
 }
 
 /// Element types of checkpoint tensors.

@@ -13,12 +13,11 @@ void embed(const EmbedArgs& args, ThreadPool& pool) {
   pool.parallel_for(static_cast<uint32_t>(args.token.size()), [&](uint32_t row) {
     const uint32_t token = static_cast<uint32_t>(args.token[row]);
     VOLLEY_CHECK(token < table.vocab);
-    const size_t first =
-        table.packed ? packed_index(token, 0, table.hidden) : size_t{token} * table.hidden;
-    const size_t stride = table.packed ? kPanel : 1;
     float* output = static_cast<float*>(args.output[row]);
     for (uint32_t i = 0; i < table.hidden; ++i) {
-      output[i] = load_element(table.data, table.dtype, first + i * stride);
+      const size_t index = table.packed ? packed_index(token, i, table.hidden, table.dtype)
+                                        : size_t{token} * table.hidden + i;
+      output[i] = load_element(table.data, table.dtype, index);
     }
   });
 }

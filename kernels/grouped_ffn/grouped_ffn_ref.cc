@@ -1,25 +1,11 @@
-#include <cmath>
-
 #include "kernels/common/arguments.h"
 #include "kernels/common/elements.h"
 #include "kernels/common/implementations.h"
 #include "kernels/common/math.h"
+#include "kernels/gemm/dot_ref.h"
 #include "volley/base/thread_pool.h"
 
 namespace volley::kernels::reference {
-namespace {
-
-float dot(const void* input, DType dtype, const PackedMatrix& weight, uint32_t n) {
-  float sum = 0.0f;
-  for (uint32_t k = 0; k < weight.cols; ++k) {
-    sum = std::fma(load_element(input, dtype, k),
-                   load_element(weight.data, weight.dtype, packed_index(n, k, weight.cols)), sum);
-  }
-  return sum;
-}
-
-}  // namespace
-
 void grouped_ffn(const GroupedFfnArgs& args, ThreadPool& pool) {
   check(args);
   for (const FfnGroup& group : args.groups) {
@@ -29,12 +15,12 @@ void grouped_ffn(const GroupedFfnArgs& args, ThreadPool& pool) {
       const uint32_t row = group.first_row + index;
       std::byte* hidden = static_cast<std::byte*>(args.workspace) + row * row_bytes;
       for (uint32_t n = 0; n < weights.gate.rows; ++n) {
-        const float gate = dot(args.input[row], args.dtype, weights.gate, n);
-        const float up = dot(args.input[row], args.dtype, weights.up, n);
+        const float gate = dot(args.input[row], weights.gate, n);
+        const float up = dot(args.input[row], weights.up, n);
         store_element(hidden, args.dtype, n, silu_f32(gate) * up);
       }
       for (uint32_t n = 0; n < weights.down.rows; ++n) {
-        store_element(args.output[row], args.dtype, n, dot(hidden, args.dtype, weights.down, n));
+        store_element(args.output[row], args.dtype, n, dot(hidden, weights.down, n));
       }
     });
   }

@@ -1,9 +1,7 @@
-#include <cmath>
-
 #include "kernels/common/arguments.h"
 #include "kernels/common/elements.h"
 #include "kernels/common/implementations.h"
-#include "kernels/common/math.h"
+#include "kernels/rms_norm/rms_scale.h"
 #include "volley/base/thread_pool.h"
 
 namespace volley::kernels::reference {
@@ -12,11 +10,7 @@ void rms_norm(const RmsNormArgs& args, ThreadPool& pool) {
   check(args);
   pool.parallel_for(static_cast<uint32_t>(args.input.size()), [&](uint32_t row) {
     const float* input = static_cast<const float*>(args.input[row]);
-    float lane[16] = {};
-    for (uint32_t i = 0; i < args.width; ++i)
-      lane[i % 16] = std::fma(input[i], input[i], lane[i % 16]);
-    const float mean = add_lanes(lane) / static_cast<float>(args.width);
-    const float scale = 1.0f / std::sqrt(mean + args.epsilon);
+    const float scale = rms_scale(input, args.width, args.epsilon);
     for (uint32_t i = 0; i < args.width; ++i) {
       store_element(args.output[row], args.output_dtype, i, input[i] * scale * args.weight[i]);
     }

@@ -12,6 +12,7 @@
 #include "kernels/common/arguments.h"
 #include "kernels/common/implementations.h"
 #include "kernels/common/vector-inl.h"
+#include "kernels/rms_norm/rms_norm-inl.h"
 #include "volley/base/thread_pool.h"
 
 #if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
@@ -47,6 +48,14 @@ void rotate_head(const float* x, const float* cosine, const float* sine, uint32_
   }
 }
 
+// A head as it is to be rotated: `x` itself, or `x` normalised into `buffer` [head_dim].
+inline const float* head_to_rotate(const float* x, const float* norm, float epsilon,
+                                   uint32_t head_dim, float* buffer) {
+  if (norm == nullptr) return x;
+  normalize_row(x, norm, epsilon, head_dim, buffer);
+  return buffer;
+}
+
 template <class T>
 void rope_append_row(const RopeAppendArgs& args, uint32_t row) {
   const KvCacheView& cache = args.cache;
@@ -56,9 +65,12 @@ void rope_append_row(const RopeAppendArgs& args, uint32_t row) {
   const float* cosine = args.cosine + size_t{row} * half;
   const float* sine = args.sine + size_t{row} * half;
   T* query = static_cast<T*>(args.query[row]);
+  float normed[kHeadDimMax];
   for (uint32_t head = 0; head < args.heads; ++head) {
     const size_t first = size_t{head} * head_dim;
-    rotate_head(qkv + first, cosine, sine, half, query + first);
+    const float* x =
+        head_to_rotate(qkv + first, args.query_norm, args.norm_epsilon, head_dim, normed);
+    rotate_head(x, cosine, sine, half, query + first);
   }
   const KvPosition position = args.position[row];
   T* keys = reinterpret_cast<T*>(cache.keys + position.block * cache.block_bytes());
@@ -66,15 +78,19 @@ void rope_append_row(const RopeAppendArgs& args, uint32_t row) {
   for (uint32_t head = 0; head < cache.kv_heads; ++head) {
     const float* key = qkv + size_t{args.heads + head} * head_dim;
     T rotated[kHeadDimMax];
-    rotate_head(key, cosine, sine, half, rotated);
-    T* key_target = keys + size_t{head} * head_dim * kKvBlockTokens + position.offset;
-    for (uint32_t i = 0; i < head_dim; ++i) key_target[i * kKvBlockTokens] = rotated[i];
-
+    const float* x = head_to_rotate(key, args.key_norm, args.norm_epsilon, head_dim, normed);
+    rotate_head(x, cosine, sine, half, rotated);
+    for (uint32_t i = 0; i < head_dim; ++i) {
+      keys[cache.key_index(head, position.offset, i)] = rotated[i];
+    }
     const float* value = key + size_t{cache.kv_heads} * head_dim;
-    T* value_target = values + (size_t{head} * kKvBlockTokens + position.offset) * head_dim;
+    T stored[kHeadDimMax];
     for (uint32_t i = 0; i < head_dim; i += 16) {
       const size_t count = std::min<size_t>(head_dim - i, 16);
-      store_up_to(load_up_to(value + i, count), count, value_target + i);
+      store_up_to(load_up_to(value + i, count), count, stored + i);
+    }
+    for (uint32_t i = 0; i < head_dim; ++i) {
+      values[cache.value_index(head, position.offset, i)] = stored[i];
     }
   }
 }

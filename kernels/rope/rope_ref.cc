@@ -3,9 +3,22 @@
 #include "kernels/common/arguments.h"
 #include "kernels/common/elements.h"
 #include "kernels/common/implementations.h"
+#include "kernels/rms_norm/rms_scale.h"
 #include "volley/base/thread_pool.h"
 
 namespace volley::kernels::reference {
+namespace {
+
+/// A head as it is to be rotated: `x` itself, or `x` normalised into `buffer` [head_dim].
+const float* head_to_rotate(const float* x, const float* norm, float epsilon, uint32_t head_dim,
+                            float* buffer) {
+  if (norm == nullptr) return x;
+  const float scale = rms_scale(x, head_dim, epsilon);
+  for (uint32_t i = 0; i < head_dim; ++i) buffer[i] = x[i] * scale * norm[i];
+  return buffer;
+}
+
+}  // namespace
 
 void rope_append(const RopeAppendArgs& args, ThreadPool& pool) {
   check(args);
@@ -19,8 +32,10 @@ void rope_append(const RopeAppendArgs& args, ThreadPool& pool) {
       if (i < half) return std::fma(x[i], cosine[i], -(x[i + half] * sine[i]));
       return std::fma(x[i], cosine[i - half], x[i - half] * sine[i - half]);
     };
+    float normed[kHeadDimMax];
     for (uint32_t head = 0; head < args.heads; ++head) {
-      const float* x = qkv + size_t{head} * cache.head_dim;
+      const float* x = head_to_rotate(qkv + size_t{head} * cache.head_dim, args.query_norm,
+                                      args.norm_epsilon, cache.head_dim, normed);
       for (uint32_t i = 0; i < cache.head_dim; ++i) {
         store_element(args.query[row], cache.dtype, size_t{head} * cache.head_dim + i,
                       rotated(x, i));
@@ -32,11 +47,11 @@ void rope_append(const RopeAppendArgs& args, ThreadPool& pool) {
     for (uint32_t head = 0; head < cache.kv_heads; ++head) {
       const float* key = qkv + size_t{args.heads + head} * cache.head_dim;
       const float* value = key + size_t{cache.kv_heads} * cache.head_dim;
+      const float* x =
+          head_to_rotate(key, args.key_norm, args.norm_epsilon, cache.head_dim, normed);
       for (uint32_t i = 0; i < cache.head_dim; ++i) {
-        const size_t key_index = (size_t{head} * cache.head_dim + i) * kKvBlockTokens + offset;
-        const size_t value_index = (size_t{head} * kKvBlockTokens + offset) * cache.head_dim + i;
-        store_element(keys, cache.dtype, key_index, rotated(key, i));
-        store_element(values, cache.dtype, value_index, value[i]);
+        store_element(keys, cache.dtype, cache.key_index(head, offset, i), rotated(x, i));
+        store_element(values, cache.dtype, cache.value_index(head, offset, i), value[i]);
       }
     }
   });

@@ -6,9 +6,50 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
+#include <fstream>
+#include <string>
 #include <system_error>
 
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25  // Linux 6.1; the headers of Debian 12 lack it.
+#endif
+
 namespace volley {
+namespace {
+
+/// mmap() at a multiple of a huge page when the mapping is at least that long: only whole, aligned
+/// huge pages can be backed by one. nullptr with errno set when there is no memory.
+void* map_aligned(size_t bytes, int flags, int fd) {
+  constexpr int kAccess = PROT_READ | PROT_WRITE;
+  if (bytes < kHugePageBytes) {
+    void* base = ::mmap(nullptr, bytes, kAccess, flags, fd, 0);
+    return base == MAP_FAILED ? nullptr : base;
+  }
+  // Addresses for one huge page more than needed, of which the aligned part is then mapped.
+  const size_t reserved = bytes + kHugePageBytes;
+  void* reservation =
+      ::mmap(nullptr, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (reservation == MAP_FAILED) return nullptr;
+  auto* const begin = static_cast<std::byte*>(reservation);
+  const size_t misalignment = reinterpret_cast<uintptr_t>(begin) % kHugePageBytes;
+  const size_t head = (kHugePageBytes - misalignment) % kHugePageBytes;
+  void* base = ::mmap(begin + head, bytes, kAccess, flags | MAP_FIXED, fd, 0);
+  if (base == MAP_FAILED) {
+    const int error = errno;
+    ::munmap(reservation, reserved);
+    errno = error;
+    return nullptr;
+  }
+  if (head > 0) ::munmap(begin, head);
+  // munmap() takes whole pages, and the mapping ends with its last page.
+  const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  const size_t end = head + (bytes + page - 1) / page * page;
+  if (end < reserved) ::munmap(begin + end, reserved - end);
+  return base;
+}
+
+}  // namespace
 
 std::string errno_text(int error) {
   return std::generic_category().message(error);
@@ -51,19 +92,26 @@ Result<Mapping> Mapping::map_file(const std::string& path) {
 }
 
 Result<Mapping> Mapping::map_shared(int fd, size_t bytes) {
-  void* base = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  if (base == MAP_FAILED)
+  void* base = map_aligned(bytes, MAP_SHARED, fd);
+  if (base == nullptr)
     return resource_exhausted("mmap of {} shared bytes: {}", bytes, errno_text(errno));
   return Mapping({static_cast<std::byte*>(base), bytes});
 }
 
 Result<Mapping> Mapping::allocate(size_t bytes) {
   if (bytes == 0) return Mapping();
-  void* base = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (base == MAP_FAILED)
+  void* base = map_aligned(bytes, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+  if (base == nullptr)
     return resource_exhausted("allocation of {} bytes: {}", bytes, errno_text(errno));
-  ::madvise(base, bytes, MADV_HUGEPAGE);  // A hint: refused where the kernel has no huge pages.
+  // A hint: refused where the kernel has no huge pages.
+  if (bytes >= kHugePageBytes) ::madvise(base, bytes, MADV_HUGEPAGE);
   return Mapping({static_cast<std::byte*>(base), bytes});
+}
+
+void Mapping::collapse_to_huge_pages() const {
+  if (bytes_.size() < kHugePageBytes) return;
+  ::madvise(bytes_.data(), bytes_.size(), MADV_HUGEPAGE);
+  ::madvise(bytes_.data(), bytes_.size() / kHugePageBytes * kHugePageBytes, MADV_COLLAPSE);
 }
 
 void Mapping::drop_resident(size_t offset, size_t length) const {
@@ -71,6 +119,21 @@ void Mapping::drop_resident(size_t offset, size_t length) const {
   const size_t begin = (offset + page - 1) / page * page;
   const size_t end = (offset + length) / page * page;
   if (begin < end) ::madvise(bytes_.data() + begin, end - begin, MADV_DONTNEED);
+}
+
+MemoryUse memory_use() {
+  std::ifstream rollup("/proc/self/smaps_rollup");
+  MemoryUse use;
+  std::string line;
+  while (std::getline(rollup, line)) {
+    const size_t colon = line.find(':');
+    if (colon == std::string::npos) continue;
+    const std::string key = line.substr(0, colon);
+    const auto bytes = [&] { return std::strtoull(line.c_str() + colon + 1, nullptr, 10) * 1024; };
+    if (key == "Rss") use.resident_bytes = bytes();
+    if (key == "AnonHugePages" || key == "ShmemPmdMapped") use.huge_bytes += bytes();
+  }
+  return use;
 }
 
 }  // namespace volley

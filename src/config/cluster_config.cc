@@ -6,6 +6,7 @@
 #include <set>
 #include <sstream>
 
+#include "volley/base/cores.h"
 #include "yaml_reader.h"
 
 namespace volley::config {
@@ -60,6 +61,36 @@ void read_data_address(YamlMap& map, const std::string& key, std::string& addres
   read_address(map, key, address);
   if (address.starts_with("0.0.0.0:") || address.starts_with("[::]:")) {
     map.fail(key, fmt::format("'{}' names no host that peers could connect to", address));
+  }
+}
+
+/// Threads and the cores that they are pinned to: a list like [0, 1], or text like "0-3,8".
+void read_threads(YamlMap& map, uint32_t& threads, std::vector<uint32_t>& cores) {
+  map.integer("threads", threads, 1, kThreadsMax);
+  if (map.is_list("cores")) {
+    map.integers("cores", cores, kCoresMax - 1);
+  } else if (const std::string text = map.raw("cores"); map.has("cores")) {
+    Result<std::vector<uint32_t>> parsed = parse_core_list(text);
+    if (!parsed.ok()) return map.fail("cores", message_of(parsed.status()));
+    cores = *std::move(parsed);
+  }
+  if (!map.has("cores")) return;
+  if (cores.empty()) return map.fail("cores", "needs at least one core");
+  if (cores.size() > kThreadsMax) {
+    return map.fail("cores", fmt::format("lists {} cores; a node has {} threads at most",
+                                         cores.size(), kThreadsMax));
+  }
+  std::set<uint32_t> distinct;
+  for (const uint32_t core : cores) {
+    if (!distinct.insert(core).second) {
+      return map.fail("cores", fmt::format("core {} is listed twice", core));
+    }
+  }
+  if (!map.has("threads")) {
+    threads = static_cast<uint32_t>(cores.size());
+  } else if (threads > cores.size()) {
+    map.fail("threads",
+             fmt::format("{} threads are more than the {} cores listed", threads, cores.size()));
   }
 }
 
@@ -138,7 +169,7 @@ Result<ClusterConfig> parse_cluster_config(const std::string& text, const std::s
       entry.required("name");
       read_name(entry, "name", node.name, names);
       read_address(entry, "listen", node.listen);
-      entry.integer("threads", node.threads, 1, kThreadsMax);
+      read_threads(entry, node.threads, node.cores);
       config.attention.nodes.push_back(std::move(node));
     });
     if (status.ok() && config.attention.nodes.empty()) map.fail("nodes", "needs at least one node");
@@ -150,7 +181,7 @@ Result<ClusterConfig> parse_cluster_config(const std::string& text, const std::s
       entry.required("name");
       read_name(entry, "name", node.name, names);
       read_data_address(entry, "data_listen", node.data_listen);
-      entry.integer("threads", node.threads, 1, kThreadsMax);
+      read_threads(entry, node.threads, node.cores);
       entry.integers("experts", node.experts, 1023);
       if (entry.has("experts") && node.experts.empty())
         entry.fail("experts", "needs at least one expert");
@@ -158,7 +189,7 @@ Result<ClusterConfig> parse_cluster_config(const std::string& text, const std::s
     });
     if (status.ok() && config.expert.nodes.empty()) map.fail("nodes", "needs at least one node");
   });
-  root.choice("cpu_isa", config.cpu_isa, {"auto", "reference", "avx2", "avx512"});
+  root.choice("cpu_isa", config.cpu_isa, {"auto", "reference", "avx2", "avx512", "avx512_bf16"});
   root.integer("stop_timeout_ms", config.stop_timeout_ms, 0, 3'600'000);
   root.finish();
   if (!status.ok()) return status;

@@ -38,6 +38,9 @@ class YamlMap {
   void list(const std::string& key, const std::function<void(YamlMap&, uint32_t index)>& read);
   void required(const std::string& key);
 
+  bool is_list(const std::string& key) const {
+    return values_.contains(key) && values_.at(key).IsSequence();
+  }
   bool has(const std::string& key) const { return values_.contains(key); }
   /// The scalar as written, for keys that accept several types; marks it read.
   std::string raw(const std::string& key);

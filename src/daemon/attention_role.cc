@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <optional>
 #include <thread>
 
 #include "attention_service.h"
@@ -85,6 +86,8 @@ Status AttentionRole::start(const config::ClusterConfig& config, OnFailure on_fa
   layers_ = spec.layer_count();
   experts_ = spec.layers.front().moe.experts;
 
+  VOLLEY_ASSIGN_OR_RETURN(std::optional<MemoryPlacement> placement,
+                          place_node(config, name_, node->cores));
   const transport::NodeIdentity self{.name = name_, .incarnation = Incarnation{random_u64()}};
   VOLLEY_ASSIGN_OR_RETURN(auto fabric, make_node_fabric(config, setup, self, {}, ""));
   const Nanos load_start = monotonic_now();
@@ -97,6 +100,7 @@ Status AttentionRole::start(const config::ClusterConfig& config, OnFailure on_fa
                                .incarnation = self.incarnation,
                                .dtype = setup.dtype,
                                .threads = node->threads,
+                               .cores = node->cores,
                                .micro_batches = config.transport.micro_batches,
                                .adaptive_micro_batches = config.transport.adaptive_micro_batches,
                                // `local` runs all roles in one process, on the same cores.
@@ -111,12 +115,15 @@ Status AttentionRole::start(const config::ClusterConfig& config, OnFailure on_fa
                                // The frontend should know at once, not at the next report.
                                .on_ready_changed = [this] { client_->report_now(); }},
                               spec, std::move(weights), *setup.kernels, std::move(fabric)));
+  placement.reset();
   v1::NodeRegistration registration = make_registration(config, setup, v1::ROLE_ATTENTION, self);
   std::string address;
   VOLLEY_RETURN_IF_ERROR(listen(node->listen, address));
   registration.set_grpc_address(address);
   spdlog::info("{}: weights loaded in {} ms; {} kernels; sequences at {}", name_,
                (monotonic_now() - load_start) / kMillisecond, setup.kernels->name, address);
+
+  log_memory(name_);
 
   pulse_ = std::make_unique<transport::PulseThread>([this] { engine_->pulse(); }, link_timeout / 4);
   VOLLEY_ASSIGN_OR_RETURN(client_, join_cluster(

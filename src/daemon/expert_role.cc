@@ -1,6 +1,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <optional>
 #include <thread>
 
 #include "node_setup.h"
@@ -72,6 +73,8 @@ Status ExpertRole::start(const config::ClusterConfig& config, OnFailure on_failu
     }
   }
 
+  VOLLEY_ASSIGN_OR_RETURN(std::optional<MemoryPlacement> placement,
+                          place_node(config, name_, node->cores));
   const transport::NodeIdentity self{.name = name_, .incarnation = Incarnation{random_u64()}};
   transport::LinkKey key;
   for (size_t i = 0; i < key.size(); i += sizeof(uint64_t)) {
@@ -97,15 +100,19 @@ Status ExpertRole::start(const config::ClusterConfig& config, OnFailure on_failu
                     .incarnation = self.incarnation,
                     .dtype = setup.dtype,
                     .threads = node->threads,
+                    .cores = node->cores,
                     .geometry = setup.geometry,
                     .links_max = config.transport.links_max,
                     .gather_window_max = Nanos{config.transport.gather_window_us} * kMicrosecond,
                     .link_timeout = link_timeout},
                    spec, std::move(weights), *setup.kernels, std::move(fabric)));
+  placement.reset();
   spdlog::info("{}: {} experts of {} layers loaded in {} ms; {} kernels; data plane {} at {}",
                name_, experts.size(), spec.layer_count(),
                (monotonic_now() - load_start) / kMillisecond, setup.kernels->name,
                config.transport.fabric, registration.fabric_address());
+
+  log_memory(name_);
 
   pulse_ = std::make_unique<transport::PulseThread>([this] { engine_->pulse(); }, link_timeout / 4);
   VOLLEY_ASSIGN_OR_RETURN(

@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <fstream>
 
+#include "volley/base/cores.h"
+#include "volley/base/fd.h"
 #include "volley/control/cluster_view.h"
 #include "volley/engine/attention_engine.h"
 
@@ -40,9 +42,29 @@ Result<NodeSetup> set_up_node(const config::ClusterConfig& config) {
   // All instruction sets of the CPU backend give equal bits (kernels/cpu_kernels.h), so the set is
   // not part of it; the compiler and its math library are.
   setup.numerics_fingerprint =
-      fmt::format("cpu/fma-1/{}/tp1/{}/libc-{}", kernels::dtype_name(setup.dtype), __VERSION__,
+      fmt::format("cpu/pairs-1/{}/tp1/{}/libc-{}", kernels::dtype_name(setup.dtype), __VERSION__,
                   ::gnu_get_libc_version());
   return setup;
+}
+
+Result<MemoryPlacement> place_node(const config::ClusterConfig& config, const std::string& node,
+                                   const std::vector<uint32_t>& cores) {
+  if (const Status status = check_cores(cores); !status.ok()) {
+    return annotate(status, fmt::format("{}: cores of {}", config.file, node));
+  }
+  MemoryPlacement placement = MemoryPlacement::near_cores(cores);
+  if (!placement.status().ok()) {
+    spdlog::warn("{}: memory is not placed near cores {}: {}", node, core_list_text(cores),
+                 message_of(placement.status()));
+  }
+  return placement;
+}
+
+void log_memory(const std::string& node) {
+  const MemoryUse use = memory_use();
+  constexpr size_t kMib = size_t{1} << 20;
+  spdlog::info("{}: the process holds {} MiB of memory, {} MiB of it in huge pages", node,
+               use.resident_bytes / kMib, use.huge_bytes / kMib);
 }
 
 Result<std::unique_ptr<transport::Fabric>> make_node_fabric(const config::ClusterConfig& config,

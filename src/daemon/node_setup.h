@@ -8,6 +8,7 @@
 #include <string>
 
 #include "kernels/cpu_kernels.h"
+#include "volley/base/numa.h"
 #include "volley/config/cluster_config.h"
 #include "volley/control/controller_client.h"
 #include "volley/daemon/role.h"
@@ -31,6 +32,15 @@ struct NodeSetup {
 
 /// Reads config files and headers, no tensors. Errors: as Checkpoint::open and select_cpu_kernels.
 Result<NodeSetup> set_up_node(const config::ClusterConfig& config);
+
+/// Checks a node's cores and begins to place its memory near them; what the node loads and
+/// allocates while the result lives lies there. Logs what cannot be had. Errors: kInvalidArgument,
+/// naming file, node and core.
+Result<MemoryPlacement> place_node(const config::ClusterConfig& config, const std::string& node,
+                                   const std::vector<uint32_t>& cores);
+
+/// Logs what the process holds now that the node has loaded, and how much of it huge pages back.
+void log_memory(const std::string& node);
 
 /// Makes the fabric of a node; `listen` is "" for a node that only connects, which then has room
 /// for a link to every expert node.

@@ -81,7 +81,7 @@ struct AttentionEngine::Impl {
         layers(spec.layer_count()),
         top_k(spec.layers.front().moe.top_k),
         geometry(opts.geometry),
-        pool(opts.threads),
+        pool(opts.threads, opts.cores),
         fabric(std::move(link_fabric)),
         core(core_options(opts, spec)),
         links(*fabric, opts.name),
@@ -500,6 +500,9 @@ struct AttentionEngine::Impl {
   }
 
   void run() {
+    if (const Status pinned = pool.pin_caller(); !pinned.ok()) {
+      spdlog::warn("{}: {}", options.name, message_of(pinned));
+    }
     profile.start(monotonic_now());
     while (true) {
       progress.turn(monotonic_now());
@@ -567,6 +570,10 @@ Result<std::unique_ptr<AttentionEngine>> AttentionEngine::create(
     return invalid_argument(
         "tokens_per_step_max ({}), sequences_max ({}) and threads ({}) must not be 0",
         options.tokens_per_step_max, options.sequences_max, options.threads);
+  }
+  if (!options.cores.empty() && options.cores.size() < options.threads) {
+    return invalid_argument("{} threads cannot be pinned to {} cores", options.threads,
+                            options.cores.size());
   }
   if (options.sequence_tokens_max == 0 || options.sequence_tokens_max > spec.max_positions) {
     return invalid_argument("sequence_tokens_max is {}; the model has {} positions",

@@ -143,7 +143,6 @@ std::span<const uint32_t> AttentionStep::attention(uint32_t micro_batch, uint32_
                      .output_dtype = dtype},
                     pool_);
   kernels_.gemm({.input = hidden_.const_rows(0, rows),
-                 .input_dtype = dtype,
                  .weight = weights.qkv,
                  .output = qkv_.rows(0, rows),
                  .output_dtype = kernels::DType::kF32},
@@ -154,7 +153,10 @@ std::span<const uint32_t> AttentionStep::attention(uint32_t micro_batch, uint32_
                         .heads = spec.attention.heads,
                         .query = query_.rows(0, rows),
                         .cache = cache,
-                        .position = batch.kv_position},
+                        .position = batch.kv_position,
+                        .query_norm = weights.query_norm.data(),
+                        .key_norm = weights.key_norm.data(),
+                        .norm_epsilon = spec_.rms_epsilon},
                        pool_);
   kernels_.attention({.query = query_.const_rows(0, rows),
                       .output = attended_.rows(0, rows),
@@ -165,7 +167,6 @@ std::span<const uint32_t> AttentionStep::attention(uint32_t micro_batch, uint32_
                       .window = spec.attention.window},
                      pool_);
   kernels_.gemm({.input = attended_.const_rows(0, rows),
-                 .input_dtype = dtype,
                  .weight = weights.output,
                  .output = batch.residual.rows(0, rows),
                  .output_dtype = kernels::DType::kF32,
@@ -179,7 +180,6 @@ std::span<const uint32_t> AttentionStep::attention(uint32_t micro_batch, uint32_
                      .output_dtype = dtype},
                     pool_);
   kernels_.gemm({.input = batch.normed.const_rows(0, rows),
-                 .input_dtype = dtype,
                  .weight = weights.router,
                  .output = router_logits_.rows(0, rows),
                  .output_dtype = kernels::DType::kF32},
@@ -243,7 +243,6 @@ uint32_t AttentionStep::head_logits(uint32_t micro_batch, const scheduler::StepP
                      .output_dtype = options_.dtype},
                     pool_);
   kernels_.gemm({.input = hidden_.const_rows(0, count),
-                 .input_dtype = options_.dtype,
                  .weight = weights_.head(),
                  .output = logits_.rows(0, count),
                  .output_dtype = kernels::DType::kF32},

@@ -73,7 +73,7 @@ struct ExpertEngine::Impl {
         kernels(cpu_kernels),
         geometry(opts.geometry),
         rows_max(std::max(kRunRowsMax, geometry.dispatch.entries_max)),
-        pool(opts.threads),
+        pool(opts.threads, opts.cores),
         fabric(std::move(link_fabric)),
         profile(opts.trace_capacity),
         gather({.layers = model_spec.layer_count(),
@@ -379,6 +379,9 @@ struct ExpertEngine::Impl {
   }
 
   void run() {
+    if (const Status pinned = pool.pin_caller(); !pinned.ok()) {
+      spdlog::warn("{}: {}", options.name, message_of(pinned));
+    }
     profile.start(monotonic_now());
     while (true) {
       handle_events();
@@ -420,6 +423,10 @@ Result<std::unique_ptr<ExpertEngine>> ExpertEngine::create(
   if (options.threads == 0 || options.links_max == 0) {
     return invalid_argument("threads ({}) and links_max ({}) must not be 0", options.threads,
                             options.links_max);
+  }
+  if (!options.cores.empty() && options.cores.size() < options.threads) {
+    return invalid_argument("{} threads cannot be pinned to {} cores", options.threads,
+                            options.cores.size());
   }
   auto impl = std::make_unique<Impl>(options, spec, std::move(weights), kernels, std::move(fabric));
   VOLLEY_RETURN_IF_ERROR(impl->allocate());

@@ -10,12 +10,10 @@ namespace {
 constexpr size_t kBlockElements =
     256u << 10;  // 0.5 MiB of bf16: fits the caches and amortises the calls.
 
-/// Rows per block: whole pairs of panels, at least one. A pair, so that every block of bf16 panels
-/// begins at a multiple of 64 bytes however odd the number of columns.
+/// Rows per block: whole panels, at least one.
 uint32_t block_rows(uint32_t cols) {
-  constexpr uint32_t kPair = 2 * kernels::kPanel;
-  const size_t pairs = std::max<size_t>(1, kBlockElements / kPair / cols);
-  return static_cast<uint32_t>(pairs) * kPair;
+  const size_t panels = std::max<size_t>(1, kBlockElements / kernels::kPanel / cols);
+  return static_cast<uint32_t>(panels) * kernels::kPanel;
 }
 
 bool same_type(kernels::SourceDType from, kernels::DType to) {

@@ -39,7 +39,7 @@ uint32_t qkv_rows(const AttentionSpec& attention) {
 /// Offsets of an attention node's sections.
 struct AttentionLayout {
   struct Layer {
-    size_t attention_norm, ffn_norm, qkv, output, router;
+    size_t attention_norm, ffn_norm, query_norm, key_norm, qkv, output, router;
   };
   std::vector<Layer> layers;
   size_t embedding = 0;
@@ -58,9 +58,12 @@ struct AttentionLayout {
     final_norm = sections.add_vector(spec.hidden);
     for (const LayerSpec& layer : spec.layers) {
       const AttentionSpec& attention = layer.attention;
+      const uint32_t head_norm = attention.qk_norm ? attention.head_dim : 0;
       layers.push_back({
           .attention_norm = sections.add_vector(spec.hidden),
           .ffn_norm = sections.add_vector(spec.hidden),
+          .query_norm = sections.add_vector(head_norm),
+          .key_norm = sections.add_vector(head_norm),
           .qkv = sections.add_packed(qkv_rows(attention), spec.hidden, dtype),
           .output = sections.add_packed(spec.hidden, attention.heads * attention.head_dim, dtype),
           .router = sections.add_packed(layer.moe.experts, spec.hidden, dtype),
@@ -206,6 +209,13 @@ Result<AttentionWeights> AttentionWeights::load(const ModelSpec& spec, WeightSou
     VOLLEY_ASSIGN_OR_RETURN(
         loaded.attention_norm,
         loader.vector(layer.prefix + names.attention_norm, spec.hidden, offset.attention_norm));
+    if (layer.attention.qk_norm) {
+      const uint32_t head_dim = layer.attention.head_dim;
+      VOLLEY_ASSIGN_OR_RETURN(loaded.query_norm, loader.vector(layer.prefix + names.query_norm,
+                                                               head_dim, offset.query_norm));
+      VOLLEY_ASSIGN_OR_RETURN(
+          loaded.key_norm, loader.vector(layer.prefix + names.key_norm, head_dim, offset.key_norm));
+    }
     VOLLEY_ASSIGN_OR_RETURN(loaded.qkv, loader.qkv(spec, layer, offset.qkv));
     VOLLEY_ASSIGN_OR_RETURN(loaded.output, loader.packed(layer.prefix + names.output, spec.hidden,
                                                          output_cols, offset.output));

@@ -79,6 +79,10 @@ class FaultFabricImpl final : public FaultFabric {
     maybe_partition(link, faults);
     const bool fails = random_.chance(policy_.link_failure_probability);
     const bool lands = !fails || random_.chance(0.5);
+    // The message itself publishes it: what post() stores, the receiver of the message sees.
+    if (slot < policy_.posted_here.size()) {
+      policy_.posted_here[slot].store(monotonic_now(), std::memory_order_relaxed);
+    }
     if (lands && monotonic_now() >= faults.outbound_until) inner_->post(link, slot);
     if (fails) fail(link, faults);
   }
@@ -188,7 +192,10 @@ class FaultFabricImpl final : public FaultFabric {
           random_.below(static_cast<uint64_t>(policy_.delay_max - policy_.delay_min) + 1));
     }
     if (random_.chance(policy_.late_probability)) delay += policy_.late_delay;
-    held_.push_back({event, now + delay});
+    const Nanos since = event.slot < policy_.posted_there.size()
+                            ? policy_.posted_there[event.slot].load(std::memory_order_relaxed)
+                            : now;
+    held_.push_back({event, since + delay});
   }
 
   void release_due(Nanos now) {

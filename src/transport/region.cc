@@ -36,6 +36,7 @@ Result<std::shared_ptr<Region>> Region::create(const protocol::LinkGeometry& geo
   }
   VOLLEY_ASSIGN_OR_RETURN(region->mapping_, Mapping::map_shared(fd, bytes));
   region->answer_offset_ = kControlBytes + geometry.slot_count() * geometry.dispatch.slot_bytes();
+  region->mapping_.collapse_to_huge_pages();  // The allocation above gives small ones.
   touch(region->mapping_.bytes());
   return region;
 }

@@ -52,12 +52,18 @@ bool Waiter::fetch() {
 
 void Waiter::sleep_until(Nanos deadline) {
   const Nanos remaining = deadline - monotonic_now();
-  if (remaining <= 0) return;
-  // An epoll set can itself be polled; ppoll takes nanoseconds where epoll_wait takes milliseconds.
-  pollfd set{.fd = epoll_.get(), .events = POLLIN, .revents = 0};
+  if (remaining <= 0 || fetched_ > 0) return;
   const timespec timeout{.tv_sec = static_cast<time_t>(remaining / kSecond),
                          .tv_nsec = static_cast<long>(remaining % kSecond)};
-  ::ppoll(&set, 1, &timeout, nullptr);  // A signal ends the wait early, which the contract allows.
+  const int count = ::epoll_pwait2(epoll_.get(), events_.data(), static_cast<int>(events_.size()),
+                                   &timeout, nullptr);
+  fetched_ = std::max(0, count);
+  // A signal ends the wait early, which the contract allows.
+  if (count >= 0 || errno == EINTR) return;
+  // Before Linux 5.11, and where a container forbids what it does not know, only ppoll takes
+  // nanoseconds; an epoll set can itself be polled.
+  pollfd set{.fd = epoll_.get(), .events = POLLIN, .revents = 0};
+  ::ppoll(&set, 1, &timeout, nullptr);
 }
 
 void Waiter::wake() {

@@ -55,6 +55,26 @@ TEST(ClusterConfig, MicroBatchesMayBeAuto) {
   EXPECT_EQ(config->transport.micro_batches, 4u);
 }
 
+TEST(ClusterConfig, CoresAreAListOrText) {
+  struct Case {
+    const char* text;
+    uint32_t threads;
+    std::vector<uint32_t> cores;
+  };
+  for (const Case& c : {Case{"      cores: [2, 0]", 2, {2, 0}},
+                        Case{"      cores: 0-2,8", 4, {0, 1, 2, 8}},
+                        Case{"      cores: 3", 1, {3}},
+                        Case{"      cores: \"0-3\"\n      threads: 2", 2, {0, 1, 2, 3}}}) {
+    std::string text = kGood;
+    text.replace(text.find("      threads: 2"), 16, c.text);
+    const auto config = parse_cluster_config(text, "c.yaml");
+    ASSERT_TRUE(config.ok()) << config.status();
+    EXPECT_EQ(config->attention.nodes[1].threads, c.threads) << c.text;
+    EXPECT_EQ(config->attention.nodes[1].cores, c.cores) << c.text;
+    EXPECT_TRUE(config->attention.nodes[0].cores.empty());
+  }
+}
+
 struct Mistake {
   const char* from;
   const char* to;
@@ -105,6 +125,20 @@ INSTANTIATE_TEST_SUITE_P(
                 "c.yaml:16: expert.nodes[0].experts: 'x' is not an integer in [0, 1023]"},
         Mistake{"experts: [0, 2]", "experts: []",
                 "c.yaml:16: expert.nodes[0].experts: needs at least one expert"},
+        Mistake{"      threads: 2", "      threads: 3\n      cores: [0, 1]",
+                "c.yaml:12: attention.nodes[1].threads: 3 threads are more than the 2 cores listed"},
+        Mistake{"      threads: 2", "      cores: [0, 1, 0]",
+                "c.yaml:12: attention.nodes[1].cores: core 0 is listed twice"},
+        Mistake{"      threads: 2", "      cores: []",
+                "c.yaml:12: attention.nodes[1].cores: needs at least one core"},
+        Mistake{"      threads: 2", "      cores: [8192]",
+                "c.yaml:12: attention.nodes[1].cores: '8192' is not an integer in [0, 8191]"},
+        Mistake{"      threads: 2", "      cores: 3-1",
+                "c.yaml:12: attention.nodes[1].cores: '3-1' is not a list of cores below 8192, "
+                "like 0-3,8"},
+        Mistake{"      threads: 2", "      cores: 0-1999",
+                "c.yaml:12: attention.nodes[1].cores: lists 2000 cores; a node has 1024 threads at "
+                "most"},
         Mistake{"      threads: 2", "      listen: nowhere",
                 "c.yaml:12: attention.nodes[1].listen: 'nowhere' is not HOST:PORT with a port in "
                 "[0, 65535]"},

@@ -33,6 +33,8 @@
 //   embedding 0   (its rows go into the residual stream as they are)
 // and for weights that are no bf16 numbers, the mean square of their own rounding in addition,
 // which is computed from them (0 for a bf16 checkpoint, about 1 for f16 and f32).
+// Where heads of q and k are normalised, that lies between their product and its rounding, in f32,
+// and hands relative errors on as they are.
 //
 // What the noise does differs between positions by a factor of ten: a query between two keys, or a
 // token between two experts, turns little noise into much. And there the errors of all logits are

@@ -184,8 +184,8 @@ void ClusterHarness::stop() {
   }
 }
 
-SequenceId ClusterHarness::submit(uint32_t node, GenerationRequest request, Stream& stream) {
-  return must(attention_[node].engine->submit(std::move(request), &stream));
+SequenceId ClusterHarness::submit(uint32_t node, GenerationRequest request, OutputSink& sink) {
+  return must(attention_[node].engine->submit(std::move(request), &sink));
 }
 
 void ClusterHarness::kill_expert(uint32_t index) {
@@ -213,6 +213,11 @@ std::vector<GenerationRequest> random_requests(uint64_t seed, uint32_t count, ui
 model::Checkpoint random_moe() {
   return must(
       model::Checkpoint::open_dummy(std::string(VOLLEY_TEST_DATA) + "/models/random-moe", 7));
+}
+
+model::Checkpoint random_qwen3_moe() {
+  return must(
+      model::Checkpoint::open_dummy(std::string(VOLLEY_TEST_DATA) + "/models/random-qwen3-moe", 7));
 }
 
 }  // namespace volley::engine

@@ -71,8 +71,8 @@ class ClusterHarness {
 
   AttentionEngine& attention(uint32_t index) { return *attention_[index].engine; }
   ExpertEngine& expert(uint32_t index) { return *experts_[index].engine; }
-  /// Submits to an attention node; the stream's status tells what went wrong.
-  SequenceId submit(uint32_t node, GenerationRequest request, Stream& stream);
+  /// Submits to an attention node; the sink's last output tells what went wrong.
+  SequenceId submit(uint32_t node, GenerationRequest request, OutputSink& sink);
   /// Stops an expert node as abruptly as a process can stop another thread: its links fail.
   void kill_expert(uint32_t index);
   void wait_ready();
@@ -96,5 +96,7 @@ std::vector<GenerationRequest> random_requests(uint64_t seed, uint32_t count, ui
 
 /// The dummy-weight model of tests/data/models/random-moe.
 model::Checkpoint random_moe();
+/// That of tests/data/models/random-qwen3-moe: heads are normalised. The same vocabulary.
+model::Checkpoint random_qwen3_moe();
 
 }  // namespace volley::engine

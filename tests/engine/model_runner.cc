@@ -97,7 +97,6 @@ void ModelRunner::record_routing(uint32_t layer, std::span<const uint32_t> chose
                                  Trace& trace) {
   // The product that the step makes, on the rows that it dispatches.
   kernels_.gemm({.input = normed_.const_rows(0, rows),
-                 .input_dtype = dtype_,
                  .weight = router_weights_.layer(layer).router,
                  .output = router_logits_.rows(0, rows),
                  .output_dtype = kernels::DType::kF32},

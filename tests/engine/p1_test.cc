@@ -28,23 +28,26 @@ const std::vector<GenerationRequest>& requests() {
 }
 
 /// Each request alone on 1 x 1 nodes with one micro-batch.
+std::vector<Expected> run_alone(const model::Checkpoint& checkpoint) {
+  std::vector<Expected> results;
+  ClusterHarness cluster({.micro_batches = 1}, checkpoint);
+  for (const GenerationRequest& request : requests()) {
+    Stream stream;
+    cluster.submit(0, request, stream);
+    if (!stream.wait()) abort();
+    results.push_back({stream.tokens, stream.digests});
+  }
+  return results;
+}
+
 const std::vector<Expected>& expected() {
-  static const auto* all = [] {
-    auto* results = new std::vector<Expected>();
-    ClusterHarness cluster({.micro_batches = 1}, random_moe());
-    for (const GenerationRequest& request : requests()) {
-      Stream stream;
-      cluster.submit(0, request, stream);
-      if (!stream.wait()) abort();
-      results->push_back({stream.tokens, stream.digests});
-    }
-    return results;
-  }();
+  static const auto* all = new std::vector<Expected>(run_alone(random_moe()));
   return *all;
 }
 
-void run_and_compare(const HarnessOptions& options) {
-  ClusterHarness cluster(options, random_moe());
+void run_and_compare(const HarnessOptions& options, const model::Checkpoint& checkpoint,
+                     const std::vector<Expected>& expected) {
+  ClusterHarness cluster(options, checkpoint);
   std::vector<Stream> streams(requests().size());
   for (size_t i = 0; i < streams.size(); ++i) {
     cluster.submit(static_cast<uint32_t>(i) % options.attention_nodes, requests()[i], streams[i]);
@@ -52,19 +55,27 @@ void run_and_compare(const HarnessOptions& options) {
   for (size_t i = 0; i < streams.size(); ++i) {
     ASSERT_TRUE(streams[i].wait()) << "request " << i << " hangs";
     ASSERT_TRUE(streams[i].status.ok()) << streams[i].status;
-    EXPECT_EQ(streams[i].tokens, expected()[i].tokens) << "request " << i;
-    EXPECT_EQ(streams[i].digests, expected()[i].digests) << "request " << i;
+    EXPECT_EQ(streams[i].tokens, expected[i].tokens) << "request " << i;
+    EXPECT_EQ(streams[i].digests, expected[i].digests) << "request " << i;
     EXPECT_EQ(streams[i].ends, 1u);
   }
 }
 
-TEST(P1, TheReferenceIsNotDegenerate) {
+void run_and_compare(const HarnessOptions& options) {
+  run_and_compare(options, random_moe(), expected());
+}
+
+void expect_no_two_rows_alike(const std::vector<Expected>& all) {
   std::map<uint64_t, int> seen;
-  for (const Expected& one : expected()) {
+  for (const Expected& one : all) {
     ASSERT_EQ(one.tokens.size(), kNewTokens);
     for (const uint64_t digest : one.digests) ++seen[digest];
   }
-  EXPECT_EQ(seen.size(), requests().size() * kNewTokens);  // All logits rows differ.
+  EXPECT_EQ(seen.size(), requests().size() * kNewTokens);
+}
+
+TEST(P1, TheReferenceIsNotDegenerate) {
+  expect_no_two_rows_alike(expected());
 }
 
 class P1Topology : public testing::TestWithParam<std::string> {};
@@ -114,7 +125,7 @@ TEST(P1, ChoosingTheMicroBatchesWhileServingGivesTheSameBits) {
 }
 
 TEST(P1, ThreadsAndInstructionSetsGiveTheSameBits) {
-  for (const char* isa : {"reference", "avx2", "avx512"}) {
+  for (const char* isa : {"reference", "avx2", "avx512", "avx512_bf16"}) {
     if (!kernels::select_cpu_kernels(isa).ok()) continue;
     for (const uint32_t threads : {1u, 2u, 3u}) {
       SCOPED_TRACE(fmt::format("{} with {} threads", isa, threads));
@@ -194,6 +205,29 @@ TEST(P1, RecomputingByPrefillWhatDecodeProducedGivesTheSameBits) {
                                                       expected()[i].digests.end()))
           << "request " << i << " after " << emitted << " tokens";
     }
+  }
+}
+
+TEST(P1, NormalisedHeadsGiveTheSameBits) {
+  const model::Checkpoint qwen3 = random_qwen3_moe();
+  const std::vector<Expected> alone = run_alone(qwen3);
+  expect_no_two_rows_alike(alone);
+  for (const char* fabric : {"local", "shm", "tcp"}) {
+    SCOPED_TRACE(fabric);
+    run_and_compare({.fabric = fabric, .expert_nodes = 2}, qwen3, alone);
+    run_and_compare({.fabric = fabric, .attention_nodes = 2, .expert_nodes = 3, .micro_batches = 3},
+                    qwen3, alone);
+    run_and_compare({.fabric = fabric, .attention_nodes = 3, .expert_nodes = 1, .micro_batches = 4},
+                    qwen3, alone);
+  }
+  for (const uint32_t tokens_per_step : {1u, 7u}) {
+    SCOPED_TRACE(fmt::format("{} tokens a step", tokens_per_step));
+    run_and_compare({.expert_nodes = 2, .tokens_per_step_max = tokens_per_step}, qwen3, alone);
+  }
+  for (const char* isa : {"reference", "avx2", "avx512"}) {
+    if (!kernels::select_cpu_kernels(isa).ok()) continue;
+    SCOPED_TRACE(isa);
+    run_and_compare({.expert_nodes = 2, .threads = 2, .isa = isa}, qwen3, alone);
   }
 }
 

@@ -14,8 +14,13 @@ TEST(SelectCpuKernels, FindsWhatTheProcessorHas) {
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   EXPECT_EQ(select_cpu_kernels("avx2").ok(), has_avx2);
   EXPECT_EQ(select_cpu_kernels("avx512").ok(), has_avx512);
-  EXPECT_STREQ((*select_cpu_kernels("auto"))->name,
-               has_avx512 ? "avx512" : (has_avx2 ? "avx2" : "reference"));
+  // Every processor known to have the instruction rounds as the contract says.
+  const bool has_dot = has_avx512 && __builtin_cpu_supports("avx512bf16");
+  EXPECT_EQ(select_cpu_kernels("avx512_bf16").ok(), has_dot);
+  EXPECT_STREQ((*select_cpu_kernels("auto"))->name, has_dot      ? "avx512_bf16"
+                                                    : has_avx512 ? "avx512"
+                                                    : has_avx2   ? "avx2"
+                                                                 : "reference");
 #else
   EXPECT_STREQ((*select_cpu_kernels("auto"))->name, "reference");
   EXPECT_EQ(select_cpu_kernels("avx2").status().code(), StatusCode::kFailedPrecondition);

@@ -144,7 +144,7 @@ template <class Body>
 void for_each_variant(Body body) {
   for (const uint32_t threads : {1u, 2u, 3u}) {
     ThreadPool pool(threads);
-    for (const char* isa : {"reference", "avx2", "avx512"}) {
+    for (const char* isa : {"reference", "avx2", "avx512", "avx512_bf16"}) {
       const auto kernels = select_cpu_kernels(isa);
       if (!kernels.ok()) continue;
       body(**kernels, pool, fmt::format("{}, threads {}", isa, threads));

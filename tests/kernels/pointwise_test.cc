@@ -1,7 +1,7 @@
-// Goal: RMSNorm, RoPE with cache append, combine, pack and embed have the bits of their references
-// on every instruction set and thread count, and the references are accurate. Method: seeded widths
-// that are and are not multiples of 16, against double precision with bounds from the number of
-// roundings.
+// Goal: RMSNorm, RoPE (of heads as they are and normalised) with cache append, combine, pack and
+// embed have the bits of their references on every instruction set and thread count, and the
+// references are accurate. Method: seeded widths that are and are not multiples of 16, against
+// double precision with bounds from the number of roundings.
 
 #include "kernel_testing.h"
 
@@ -100,6 +100,7 @@ struct RopeCase {
   uint32_t kv_heads;
   uint32_t head_dim;
   DType dtype;
+  bool norm = false;
 };
 
 /// What rope_append wrote: the queries, and the whole cache as one row of keys and one of values.
@@ -116,7 +117,11 @@ TEST(RopeAppend, EveryInstructionSetHasTheBitsOfTheReference) {
                                {1, 1, 1, 2, DType::kF32},
                                {5, 6, 2, 20, DType::kBf16},
                                {9, 4, 4, 64, DType::kF32},
-                               {17, 3, 1, 96, DType::kBf16}}) {
+                               {17, 3, 1, 96, DType::kBf16},
+                               {2, 1, 1, 2, DType::kF32, true},
+                               {5, 6, 2, 20, DType::kBf16, true},
+                               {9, 4, 2, 128, DType::kF32, true},
+                               {3, 2, 1, kHeadDimMax, DType::kBf16, true}}) {
     SplitMix64 random(++seed);
     const uint32_t half = test.head_dim / 2;
     const uint32_t kv_width = test.kv_heads * test.head_dim;
@@ -129,6 +134,9 @@ TEST(RopeAppend, EveryInstructionSetHasTheBitsOfTheReference) {
       cosine[i] = static_cast<float>(std::cos(angle));
       sine[i] = static_cast<float>(std::sin(angle));
     }
+    constexpr float kEpsilon = 1e-3f;
+    const std::vector<float> query_norm = random_vector(random, test.head_dim);
+    const std::vector<float> key_norm = random_vector(random, test.head_dim);
     std::vector<KvPosition> positions;
     for (uint32_t r = 0; r < test.rows; ++r) {
       const uint32_t slot = (r * 7 + 5) % (kBlocks * 16);  // 7 and 48 have no common factor.
@@ -148,7 +156,10 @@ TEST(RopeAppend, EveryInstructionSetHasTheBitsOfTheReference) {
                            .heads = test.heads,
                            .query = output.query.rows_out(),
                            .cache = view,
-                           .position = positions},
+                           .position = positions,
+                           .query_norm = test.norm ? query_norm.data() : nullptr,
+                           .key_norm = test.norm ? key_norm.data() : nullptr,
+                           .norm_epsilon = kEpsilon},
                           pool);
       return output;
     };
@@ -158,16 +169,29 @@ TEST(RopeAppend, EveryInstructionSetHasTheBitsOfTheReference) {
       expect_same(expected.query, actual.query, fmt::format("{}, seed {}, query", name, seed));
       expect_same(expected.cache, actual.cache, fmt::format("{}, seed {}, cache", name, seed));
     });
-    // Two roundings of the products' magnitude, and one to storage.
+    // Two roundings of the products' magnitude, and one to storage; those of the norm, if any, as
+    // in RmsNorm above.
+    const double units =
+        2 * kUnit + unit_of(test.dtype) + (test.norm ? gamma(test.head_dim / 16.0 + 5 + 8) : 0.0);
     for (uint32_t r = 0; r < test.rows; ++r) {
+      const auto head_element = [&](uint32_t first, uint32_t i) -> double {
+        if (!test.norm) return qkv.at(r, first + i);
+        double squares = 0;
+        for (uint32_t j = 0; j < test.head_dim; ++j) {
+          squares += std::pow(double{qkv.at(r, first + j)}, 2);
+        }
+        const auto& norm = first < test.heads * test.head_dim ? query_norm : key_norm;
+        const double scale = 1.0 / std::sqrt(squares / test.head_dim + double{kEpsilon});
+        return qkv.at(r, first + i) * scale * norm[i];
+      };
       const auto expect_rotated = [&](uint32_t first, uint32_t i, float actual) {
-        const double x = qkv.at(r, first + i);
-        const double pair = qkv.at(r, first + (i < half ? i + half : i - half));
+        const double x = head_element(first, i);
+        const double pair = head_element(first, i < half ? i + half : i - half);
         const double c = cosine[r * half + i % half];
         const double s = sine[r * half + i % half];
         const double exact = x * c + (i < half ? -pair * s : pair * s);
         const double magnitude = std::abs(x * c) + std::abs(pair * s);
-        ASSERT_LE(std::abs(actual - exact), 1.01 * magnitude * (2 * kUnit + unit_of(test.dtype)))
+        ASSERT_LE(std::abs(actual - exact), 1.01 * magnitude * units)
             << "seed " << seed << ", row " << r << ", feature " << first + i;
       };
       for (uint32_t i = 0; i < test.heads * test.head_dim; ++i) {
@@ -178,12 +202,17 @@ TEST(RopeAppend, EveryInstructionSetHasTheBitsOfTheReference) {
         const uint32_t key = (test.heads + head) * test.head_dim;
         const size_t block = size_t{positions[r].block} * kv_width * 16;
         for (uint32_t i = 0; i < test.head_dim; ++i) {
-          expect_rotated(
-              key, i,
-              expected.cache.at(0, block + (head * test.head_dim + i) * 16 + positions[r].offset));
-          EXPECT_EQ(
-              expected.cache.at(1, block + (head * 16 + positions[r].offset) * test.head_dim + i),
-              round_to(qkv.at(r, key + kv_width + i), test.dtype));
+          const uint32_t offset = positions[r].offset;
+          const bool pairs = test.dtype == DType::kBf16;
+          const size_t key_index =
+              pairs ? ((head * test.head_dim / 2 + i / 2) * 16 + offset) * 2 + i % 2
+                    : (head * test.head_dim + i) * 16 + offset;
+          const size_t value_index =
+              pairs ? ((head * 8 + offset / 2) * test.head_dim + i) * 2 + offset % 2
+                    : (head * 16 + offset) * test.head_dim + i;
+          expect_rotated(key, i, expected.cache.at(0, block + key_index));
+          EXPECT_EQ(expected.cache.at(1, block + value_index),
+                    round_to(qkv.at(r, key + kv_width + i), test.dtype));
         }
       }
     }

@@ -10,18 +10,23 @@ namespace {
 
 TEST(PackMatrix, PutsEveryElementIntoItsPanel) {
   SplitMix64 random(1);
-  for (const uint32_t rows : {1u, 16u, 17u, 45u}) {
+  for (const uint32_t rows : {1u, 63u, 64u, 65u, 145u}) {
     for (const uint32_t cols : {1u, 7u, 32u}) {
       const std::vector<float> source = random_vector(random, size_t{rows} * cols);
       for (const DType dtype : {DType::kF32, DType::kBf16}) {
         const AlignedBytes out(packed_bytes(rows, cols, dtype));
         pack_matrix(source.data(), SourceDType::kF32, rows, cols, dtype, out.data());
-        const uint32_t padded_rows = (rows + 15) / 16 * 16;
+        const uint32_t padded_rows = (rows + 63) / 64 * 64;
+        const uint32_t inner = dtype == DType::kBf16 ? 2 : 1;
+        const uint32_t padded_cols = (cols + inner - 1) / inner * inner;
         for (uint32_t row = 0; row < padded_rows; ++row) {
-          for (uint32_t col = 0; col < cols; ++col) {
-            const size_t index = (size_t{row / 16} * cols + col) * 16 + row % 16;
+          for (uint32_t col = 0; col < padded_cols; ++col) {
+            // [row / 64][col / inner][row % 64][col % inner]
+            const size_t index =
+                (size_t{row / 64} * (padded_cols / inner) + col / inner) * 64 * inner +
+                row % 64 * inner + col % inner;
             const float expected =
-                row < rows ? round_to(source[size_t{row} * cols + col], dtype) : 0.0f;
+                row < rows && col < cols ? round_to(source[size_t{row} * cols + col], dtype) : 0.0f;
             ASSERT_TRUE(same_bits(load_element(out.data(), dtype, index), expected))
                 << "rows " << rows << " cols " << cols << " at " << row << ", " << col;
           }
@@ -38,6 +43,7 @@ TEST(PackMatrix, ReadsEverySourceType) {
                                    {brain, SourceDType::kBf16}}) {
     const AlignedBytes out(packed_bytes(3, 1, DType::kF32));
     pack_matrix(data, from, 3, 1, DType::kF32, out.data());
+    // One column: the rows lie side by side.
     EXPECT_EQ(load_element(out.data(), DType::kF32, 0), 1.0f);
     EXPECT_EQ(load_element(out.data(), DType::kF32, 1), -2.0f);
     EXPECT_EQ(load_element(out.data(), DType::kF32, 2), 0x1p-24f);

@@ -1,6 +1,8 @@
 // Goal: the fault decorator does each thing that its policy names, and nothing else.
 // Method: one fault at a time over `local`; the partner is a bare node.
 
+#include <array>
+#include <atomic>
 #include <map>
 
 #include "fabric_pair.h"
@@ -72,6 +74,28 @@ TEST_F(FaultFabricTest, DelaysAreKeptAndWaitWakesForThem) {
   ASSERT_EQ(attention.events.size(), 1u);
   EXPECT_GE(monotonic_now() - start, 3 * kMillisecond);
   EXPECT_LT(monotonic_now() - start, 500 * kMillisecond);
+}
+
+TEST_F(FaultFabricTest, AWiresDelayCountsFromThePost) {
+  std::array<std::atomic<Nanos>, 8> here{}, there{};
+  constexpr Nanos kDelay = kSecond;
+  open({.delay_min = kDelay, .delay_max = kDelay, .posted_here = here, .posted_there = there});
+  const Nanos start = monotonic_now();
+  dispatch(0);
+  dispatch(1);
+  EXPECT_GE(here[0].load(), start);
+  EXPECT_LE(here[0].load(), here[1].load());
+  EXPECT_LE(here[1].load(), monotonic_now());
+  ASSERT_TRUE(pump({&expert}, [&] { return expert.events.size() == 2; }));
+
+  // As if slot 1's answer had been under way for as long as the wire takes, and slot 0's not.
+  there[0] = monotonic_now() + kSecond;
+  there[1] = monotonic_now() - kDelay;
+  answer(0);
+  answer(1);
+  settle();
+  ASSERT_EQ(attention.events.size(), 1u);
+  EXPECT_EQ(attention.events.front().slot, 1u);
 }
 
 TEST_F(FaultFabricTest, DelaysChangeTheOrderOfSlots) {

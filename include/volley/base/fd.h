@@ -29,6 +29,9 @@ class UniqueFd {
   int fd_ = -1;
 };
 
+/// The transparent huge page of x86-64, and of AArch64 with pages of 4 KiB.
+inline constexpr size_t kHugePageBytes = size_t{2} << 20;
+
 /// Owns a memory mapping.
 class Mapping {
  public:
@@ -39,13 +42,18 @@ class Mapping {
 
   /// Maps a whole file read-only. Errors: kNotFound, kInvalidArgument (not a regular file, empty).
   static Result<Mapping> map_file(const std::string& path);
-  /// Maps `bytes` of `fd` shared and writable. Errors: kResourceExhausted.
+  /// Maps `bytes` of `fd` shared and writable; aligned as allocate() does. Errors:
+  /// kResourceExhausted.
   static Result<Mapping> map_shared(int fd, size_t bytes);
-  /// Anonymous zeroed memory, page aligned, with transparent huge pages advised.
-  /// Errors: kResourceExhausted.
+  /// Anonymous zeroed memory, page aligned. From kHugePageBytes on it is aligned to huge pages, and
+  /// they are asked for; what the kernel gives shows in memory_use(). Errors: kResourceExhausted.
   static Result<Mapping> allocate(size_t bytes);
 
   std::span<std::byte> bytes() const { return bytes_; }
+  /// Asks the kernel to put huge pages in place of the small ones that are resident by now: for
+  /// shared memory, where the first touch may have got small ones. A hint: what cannot be had is
+  /// left as it is. Content and addresses stay.
+  void collapse_to_huge_pages() const;
   /// Lets the kernel drop the resident pages that lie wholly inside [offset, offset + length).
   /// On a file mapping they are read again when touched; on anonymous memory the content is lost.
   void drop_resident(size_t offset, size_t length) const;
@@ -55,6 +63,15 @@ class Mapping {
   void reset();
   std::span<std::byte> bytes_;
 };
+
+/// Memory of this process that is in use, and the part of it that huge pages back. Walks all page
+/// tables, milliseconds for tens of gigabytes: not for the step path. Zeros where /proc has no
+/// smaps_rollup.
+struct MemoryUse {
+  size_t resident_bytes = 0;
+  size_t huge_bytes = 0;
+};
+MemoryUse memory_use();
 
 /// "No such file or directory" for an errno value; thread-safe.
 std::string errno_text(int error);

@@ -2,7 +2,10 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <type_traits>
+
+#include "volley/base/status.h"
 
 namespace volley {
 
@@ -28,17 +31,24 @@ class TileFunction {
 /// thread. Idle workers spin briefly and then sleep. Nothing is allocated after construction.
 class ThreadPool {
  public:
-  /// `thread_count` counts the calling thread; at least 1.
-  explicit ThreadPool(uint32_t thread_count);
+  /// `thread_count` counts the calling thread; at least 1. With `cores`, of which there must be one
+  /// for each thread, worker i runs on cores[i] only, and cores[0] is for the caller. A core that
+  /// check_cores() refuses is not pinned to.
+  explicit ThreadPool(uint32_t thread_count, std::span<const uint32_t> cores = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   uint32_t thread_count() const { return thread_count_; }
 
+  /// Pins the calling thread, the one that will call parallel_for, to the first core; does nothing
+  /// in a pool without cores. Errors: as pin_this_thread.
+  Status pin_caller() const;
+
   /// Calls `function(tile)` once for each tile in [0, tile_count), in any order and on any thread
-  /// of the pool, and returns when all calls have returned. The work split never changes results: a
-  /// tile is the unit of arithmetic, and tiles do not depend on the number of threads.
+  /// of the pool, and returns when all calls have returned. Each thread begins with a run of
+  /// neighbouring tiles, the caller with the first. The work split never changes results: a tile is
+  /// the unit of arithmetic, and tiles do not depend on the number of threads.
   void parallel_for(uint32_t tile_count, TileFunction function);
 
  private:

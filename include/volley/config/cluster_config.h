@@ -48,6 +48,8 @@ struct AttentionNodeConfig {
   std::string name;
   std::string listen = "127.0.0.1:0";  ///< gRPC; the frontend finds it through the controller.
   uint32_t threads = 1;
+  /// Thread i of those that compute runs on cores[i] only; empty: wherever the kernel puts it.
+  std::vector<uint32_t> cores;
 };
 /// What attention nodes share.
 struct AttentionPoolConfig {
@@ -63,6 +65,7 @@ struct ExpertNodeConfig {
   std::string name;
   std::string data_listen = "127.0.0.1:0";  ///< tcp only
   uint32_t threads = 1;
+  std::vector<uint32_t> cores;    ///< As AttentionNodeConfig.
   std::vector<uint32_t> experts;  ///< Empty: its share by position, see protocol::default_experts.
 };
 struct ExpertPoolConfig {

@@ -24,6 +24,8 @@ struct AttentionEngineOptions {
   Incarnation incarnation;
   kernels::DType dtype = kernels::DType::kBf16;  ///< Activations, KV cache and wire.
   uint32_t threads = 1;
+  /// For ThreadPool: none, or one for each thread; the engine thread is pinned to the first.
+  std::vector<uint32_t> cores{};
   uint32_t micro_batches = 2;              ///< m of the link geometry: the most that can be active.
   bool adaptive_micro_batches = false;     ///< Choose the active number from measured times.
   bool shares_cores_with_experts = false;  ///< Then one micro-batch is the best adaptive number.

@@ -18,6 +18,8 @@ struct ExpertEngineOptions {
   Incarnation incarnation;
   kernels::DType dtype = kernels::DType::kBf16;
   uint32_t threads = 1;
+  /// For ThreadPool: none, or one for each thread; the engine thread is pinned to the first.
+  std::vector<uint32_t> cores{};
   protocol::LinkGeometry geometry;  ///< Of the fabric's links.
   uint32_t links_max = 8;
   Nanos gather_window_max = 2 * kMillisecond;

@@ -12,6 +12,7 @@ struct AttentionSpec {
   uint32_t kv_heads = 0;
   uint32_t head_dim = 0;
   uint32_t window = 0;  ///< Sliding window in tokens; 0: all positions are visible.
+  bool qk_norm = false;  ///< RMSNorm over every head of queries and keys, before the rotation.
 };
 
 /// A mixture of gated (SwiGLU) experts behind a softmax top-k router.
@@ -32,6 +33,7 @@ struct LayerSpec {
 struct TensorNames {
   std::string embedding, final_norm, head;
   std::string attention_norm, query, key, value, output, ffn_norm, router;
+  std::string query_norm{}, key_norm{};  ///< Where AttentionSpec::qk_norm.
   std::string expert_gate, expert_up, expert_down;
 };
 

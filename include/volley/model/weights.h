@@ -63,6 +63,8 @@ class AttentionWeights {
   struct Layer {
     std::span<const float> attention_norm;  ///< [hidden]
     std::span<const float> ffn_norm;        ///< [hidden]
+    std::span<const float> query_norm;      ///< [head_dim]; null without AttentionSpec::qk_norm.
+    std::span<const float> key_norm;        ///< Likewise.
     kernels::PackedMatrix qkv;              ///< [(heads + 2 kv_heads) * head_dim, hidden]
     kernels::PackedMatrix output;           ///< [hidden, heads * head_dim]
     kernels::PackedMatrix router;           ///< [experts, hidden]

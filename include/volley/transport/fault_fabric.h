@@ -3,7 +3,9 @@
 // A Fabric that misbehaves by seed: the same engine code runs over it, and its tests see what a
 // slow, broken or partitioned network does.
 
+#include <atomic>
 #include <memory>
+#include <span>
 
 #include "volley/transport/fabric.h"
 
@@ -16,6 +18,12 @@ struct FaultPolicy {
   /// slots thereby change their order.
   Nanos delay_min = 0;
   Nanos delay_max = 0;
+  /// Makes the delay that of a wire: counted from the sender's post() and not from the poll() that
+  /// sees the message, which comes late when the receiver computes. When each slot's last message
+  /// was posted, in memory that both ends of the one link share; entries for all slots. This node
+  /// writes `posted_here` and reads `posted_there`. Empty: no such memory.
+  std::span<std::atomic<Nanos>> posted_here{};
+  std::span<std::atomic<Nanos>> posted_there{};
   /// A received message is delayed by `late_delay` on top.
   double late_probability = 0;
   Nanos late_delay = 0;

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Makes the model goldens: tiny random Mixtral checkpoints and what transformers makes of them.
+"""Makes the model goldens: tiny random checkpoints and what transformers makes of them.
 
 Regenerate (from the root of the repository, in a virtual environment with numpy, safetensors, torch
-and transformers; about five minutes on one core):
+and transformers; about seven minutes on one core):
 
     python3 tests/data/goldens/make_model_goldens.py                  # everything
     python3 tests/data/goldens/make_model_goldens.py --only sliding   # one case, or `bundled`
 
 Per case a folder tests/data/goldens/<case>/:
 
-    config.json, *.safetensors   the checkpoint, tensor names as in published Mixtral checkpoints
+    config.json, *.safetensors   the checkpoint, tensor names as in published checkpoints
     goldens.safetensors          per prompt p of n tokens:
         tokens.<p>                 i32 [n + 16]           the prompt, then 16 greedy tokens
         logits.<p>                 f32 [n + 16, vocab]    row i is for the token after position i
@@ -88,8 +88,11 @@ class Case:
     shards: int = 1
     sliding_window: int | None = None
     # How config.json is written: "classic" (before transformers 5: torch_dtype, rope_theta; no
-    # head_dim where it is hidden / heads) or "new" (dtype, rope_parameters).
+    # head_dim where it is hidden / heads; Qwen3's num_experts) or "new" (dtype, rope_parameters,
+    # num_local_experts).
     config_style: str = "classic"
+    model_type: str = "mixtral"  # or "qwen3_moe"
+    norm_topk_prob: bool = True  # False: only with qwen3_moe
 
 
 CASES = (
@@ -111,6 +114,16 @@ CASES = (
         "sliding", "f32 weights, top-1 of eight experts, window of 8 tokens",
         32, 4, 2, 8, 8, 1, 32, 200, torch.float32, seed=8, sliding_window=8,
     ),
+    Case(
+        "qwen3", "Qwen3-MoE as published: head_dim != hidden / heads, weights of experts sum to 1",
+        48, 4, 2, 24, 8, 2, 40, 200, torch.bfloat16, seed=4, rms_norm_eps=1e-6,
+        model_type="qwen3_moe",
+    ),
+    Case(
+        "qwen3_raw", "weights of experts as the softmax gives them, configuration of transformers 5",
+        64, 6, 2, 16, 5, 3, 36, 200, torch.bfloat16, seed=5, rms_norm_eps=1e-6, rope_theta=1e4,
+        config_style="new", model_type="qwen3_moe", norm_topk_prob=False,
+    ),
 )  # fmt: skip
 
 
@@ -130,31 +143,52 @@ def versions():
 # ------------------------------------------------------------------------------------- checkpoints
 
 
+def architecture_fields(case):
+    if case.model_type == "mixtral":
+        return {
+            "intermediate_size": case.ffn,
+            "num_local_experts": case.experts,
+            "router_aux_loss_coef": 0.02,
+            "sliding_window": case.sliding_window,
+        }
+    experts = "num_local_experts" if case.config_style == "new" else "num_experts"
+    return {
+        "attention_bias": False,
+        "decoder_sparse_step": 1,
+        "intermediate_size": case.ffn * case.top_k,  # Of dense layers, which there are none of.
+        "max_window_layers": case.layers,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": case.ffn,
+        "norm_topk_prob": case.norm_topk_prob,
+        experts: case.experts,
+        "router_aux_loss_coef": 0.001,
+        "sliding_window": None,
+        "use_sliding_window": False,
+    }
+
+
 def config_json(case):
-    config = {
-        "architectures": ["MixtralForCausalLM"],
-        "model_type": "mixtral",
+    fields = architecture_fields(case) | {
         "attention_dropout": 0.0,
         "bos_token_id": 1,
         "eos_token_id": EOS_ID,
         "hidden_act": "silu",
         "hidden_size": case.hidden,
         "initializer_range": 0.02,
-        "intermediate_size": case.ffn,
         "max_position_embeddings": 512,
         "num_attention_heads": case.heads,
         "num_experts_per_tok": case.top_k,
         "num_hidden_layers": case.layers,
         "num_key_value_heads": case.kv_heads,
-        "num_local_experts": case.experts,
         "output_router_logits": False,
         "rms_norm_eps": case.rms_norm_eps,
-        "router_aux_loss_coef": 0.02,
-        "sliding_window": case.sliding_window,
         "tie_word_embeddings": case.tied,
         "use_cache": True,
         "vocab_size": case.vocab,
     }
+    architecture = {"mixtral": "MixtralForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
+    config = {"architectures": [architecture[case.model_type]], "model_type": case.model_type}
+    config |= dict(sorted(fields.items()))
     dtype = str(case.dtype).removeprefix("torch.")
     if case.config_style == "new":
         config |= {
@@ -178,6 +212,9 @@ def make_weights(case):
         weights[name] = torch.from_numpy(values.astype(np.float32)).to(case.dtype)
 
     weights = {}
+    qwen3 = case.model_type == "qwen3_moe"
+    mixture = "mlp." if qwen3 else "block_sparse_moe."
+    gate_up_down = ("gate_proj", "up_proj", "down_proj") if qwen3 else ("w1", "w3", "w2")
     hidden, ffn, unit = case.hidden, case.ffn, case.hidden**-0.5
     q_size, kv_size = case.heads * case.head_dim, case.kv_heads * case.head_dim
     # A tied head favours the token just read, unless the layers add more than the embedding holds.
@@ -190,13 +227,17 @@ def make_weights(case):
         normal(prefix + "self_attn.k_proj.weight", (kv_size, hidden), 1.5 * unit)
         normal(prefix + "self_attn.v_proj.weight", (kv_size, hidden), unit)
         normal(prefix + "self_attn.o_proj.weight", (hidden, q_size), 1.5 * out_gain * q_size**-0.5)
+        if qwen3:  # As sharp as 1.5 makes the attention of a Mixtral.
+            normal(prefix + "self_attn.q_norm.weight", (case.head_dim,), 0.3, 1.5)
+            normal(prefix + "self_attn.k_norm.weight", (case.head_dim,), 0.3, 1.5)
         normal(prefix + "post_attention_layernorm.weight", (hidden,), 0.1, 1.0)
-        normal(prefix + "block_sparse_moe.gate.weight", (case.experts, hidden), 2.0 * unit)
+        normal(prefix + mixture + "gate.weight", (case.experts, hidden), 2.0 * unit)
+        gate, up, down = gate_up_down
         for expert in range(case.experts):
-            at = f"{prefix}block_sparse_moe.experts.{expert}."
-            normal(at + "w1.weight", (ffn, hidden), unit)
-            normal(at + "w2.weight", (hidden, ffn), 2.5 * out_gain * ffn**-0.5)
-            normal(at + "w3.weight", (ffn, hidden), unit)
+            at = f"{prefix}{mixture}experts.{expert}."
+            normal(f"{at}{gate}.weight", (ffn, hidden), unit)
+            normal(f"{at}{down}.weight", (hidden, ffn), 2.5 * out_gain * ffn**-0.5)
+            normal(f"{at}{up}.weight", (ffn, hidden), unit)
     normal("model.norm.weight", (hidden,), 0.1, 1.0)
     if not case.tied:
         # A purely random head has near ties everywhere: let it lean to the token FAVOURED_STEP on.

@@ -10,6 +10,7 @@
 #include <bit>
 #include <set>
 
+#include "kernels/common/elements.h"
 #include "model/checkpoint/checkpoint_files.h"
 #include "volley/base/bf16.h"
 
@@ -27,9 +28,8 @@ float element(const void* data, DType dtype, size_t index) {
 }
 
 float packed_element(const PackedMatrix& matrix, uint32_t row, uint32_t col) {
-  const size_t panel = row / kernels::kPanel;
   return element(matrix.data, matrix.dtype,
-                 (panel * matrix.cols + col) * kernels::kPanel + row % kernels::kPanel);
+                 kernels::packed_index(row, col, matrix.cols, matrix.dtype));
 }
 
 /// Rows [first, first + rows) of the packed matrix are the tensor called `name`.
@@ -88,6 +88,8 @@ void expect_attention(const AttentionWeights& weights, bool tied) {
     expect_rows(layer.qkv, 24, 6, prefix + "self_attn.v_proj.weight");
     expect_matrix(layer.output, 24, 18, prefix + "self_attn.o_proj.weight");
     expect_matrix(layer.router, 5, 24, prefix + "block_sparse_moe.gate.weight");
+    EXPECT_EQ(layer.query_norm.data(), nullptr);
+    EXPECT_EQ(layer.key_norm.data(), nullptr);
   }
 }
 
@@ -168,6 +170,60 @@ TEST(Weights, ShardsWithDifferentDTypesAreReadTheSame) {
   }
   folder.write("model.safetensors.index.json", index.dump());
   expect_whole_checkpoint(folder.path(), DType::kBf16, false);
+}
+
+/// A Qwen3-MoE without its experts: the attention of the tiny model with norms of 6 elements, which
+/// are the first and the next 6 of "model.norm.weight".
+TestTensors tensors_with_head_norms() {
+  TestTensors tensors = tiny_tensors("F32");
+  const std::string values = tensors["model.norm.weight"].bytes;
+  for (const std::string prefix : {"model.layers.0.", "model.layers.1."}) {
+    tensors[prefix + "mlp.gate.weight"] = tensors[prefix + "block_sparse_moe.gate.weight"];
+    tensors[prefix + "self_attn.q_norm.weight"] = {"F32", {6}, values.substr(0, 24)};
+    tensors[prefix + "self_attn.k_norm.weight"] = {"F32", {6}, values.substr(24, 24)};
+  }
+  return tensors;
+}
+
+Result<AttentionWeights> load_with_head_norms(const TestTensors& tensors) {
+  nlohmann::json config = tiny_config();
+  config["architectures"] = {"Qwen3MoeForCausalLM"};
+  config["moe_intermediate_size"] = config["intermediate_size"];
+  const TempFolder folder;
+  folder.write("config.json", config.dump());
+  folder.write("model.safetensors", safetensors_bytes(tensors));
+  VOLLEY_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::open(folder.path()));
+  VOLLEY_ASSIGN_OR_RETURN(const auto source, checkpoint.source());
+  Result<AttentionWeights> weights = AttentionWeights::load(checkpoint.spec, *source, DType::kBf16);
+  if (weights.ok()) {
+    EXPECT_EQ(weights->bytes(), AttentionWeights::bytes_needed(checkpoint.spec, DType::kBf16));
+  }
+  return weights;
+}
+
+TEST(Weights, HeadNormsAreReadWhereTheModelHasThem) {
+  const Result<AttentionWeights> weights = load_with_head_norms(tensors_with_head_norms());
+  ASSERT_TRUE(weights.ok()) << weights.status();
+  for (uint32_t i = 0; i < 2; ++i) {
+    const AttentionWeights::Layer& layer = weights->layer(i);
+    ASSERT_EQ(layer.query_norm.size(), 6u);
+    ASSERT_EQ(layer.key_norm.size(), 6u);
+    for (size_t j = 0; j < 6; ++j) {
+      EXPECT_EQ(layer.query_norm[j], tiny_value("model.norm.weight", j));
+      EXPECT_EQ(layer.key_norm[j], tiny_value("model.norm.weight", 6 + j));
+    }
+    expect_rows(layer.qkv, 0, 18, "model.layers." + std::to_string(i) + ".self_attn.q_proj.weight");
+  }
+  for (const char* name : {"q_norm", "k_norm"}) {
+    TestTensors tensors = tensors_with_head_norms();
+    const std::string full = fmt::format("model.layers.1.self_attn.{}.weight", name);
+    tensors[full].shape = {3, 2};
+    EXPECT_THAT(message_of(load_with_head_norms(tensors).status()), HasSubstr(full));
+    tensors.erase(full);
+    const Status missing = load_with_head_norms(tensors).status();
+    EXPECT_EQ(missing.code(), StatusCode::kNotFound);
+    EXPECT_THAT(message_of(missing), HasSubstr(full));
+  }
 }
 
 /// A checkpoint of one vector and one matrix with these raw bytes, read through the source.

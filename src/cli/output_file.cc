@@ -1,0 +1,27 @@
+#include "output_file.h"
+
+#include <cerrno>
+
+#include "volley/base/fd.h"
+
+namespace volley::cli {
+
+Result<OutputFile> OutputFile::open(const std::string& path) {
+  OutputFile output;
+  if (path.empty()) return output;
+  output.path_ = path;
+  output.file_.reset(std::fopen(path.c_str(), "w"));
+  if (!output.file_) return invalid_argument("cannot write {}: {}", path, errno_text(errno));
+  return output;
+}
+
+Status OutputFile::write(const std::string& text) {
+  if (!file_) return ok_status();
+  const bool written = std::fwrite(text.data(), 1, text.size(), file_.get()) == text.size();
+  if (std::fclose(file_.release()) != 0 || !written) {
+    return resource_exhausted("cannot write {}: {}", path_, errno_text(errno));
+  }
+  return ok_status();
+}
+
+}  // namespace volley::cli
