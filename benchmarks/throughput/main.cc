@@ -260,13 +260,20 @@ std::string table_of(const json& report) {
   return out;
 }
 
+/// How many threads can compute at the same time: what the run is held against.
+uint32_t threads_at_once(const Options& options) {
+  if (!options.colocated()) {
+    return static_cast<uint32_t>(options.attention_cores.size() + options.expert_cores.size());
+  }
+  // With one micro-batch the two nodes take turns.
+  const uint32_t threads = options.threads * (options.micro_batches > 1 ? 2 : 1);
+  return std::min(threads, static_cast<uint32_t>(allowed_cores().size()));
+}
+
 Status run(const Options& options, const json& description) {
   VOLLEY_ASSIGN_OR_RETURN(const model::Checkpoint checkpoint,
                           model::Checkpoint::open_dummy(options.model, 1));
-  const auto threads =
-      options.colocated()
-          ? options.threads
-          : static_cast<uint32_t>(options.attention_cores.size() + options.expert_cores.size());
+  const uint32_t threads = threads_at_once(options);
   VOLLEY_ASSIGN_OR_RETURN(const bench::Limits before,
                           bench::measure_limits(threads, options.limits_seconds));
   VOLLEY_ASSIGN_OR_RETURN(const Messages messages, run_processes(checkpoint, options));
