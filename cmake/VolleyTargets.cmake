@@ -6,7 +6,7 @@
 #   layer 1  config cache protocol kernels proto rdma gpu
 #   layer 2  transport model tokenizer scheduler rpc
 #   layer 3  engine control frontend planner
-#   layer 4  daemon
+#   layer 4  daemon bench
 #   layer 5  cli
 function(volley_library)
   cmake_parse_arguments(ARG "" "NAME;LAYER" "SRCS;DEPS;EXTERNAL;PUBLIC_EXTERNAL" ${ARGN})

@@ -8,6 +8,7 @@
 #include "kernel_cases.h"
 #include "read_bandwidth.h"
 #include "volley/base/clock.h"
+#include "volley/bench/statistics.h"
 
 namespace volley::bench {
 namespace {
@@ -18,6 +19,8 @@ using Cases = std::vector<std::unique_ptr<KernelCase>>;
 constexpr uint64_t kArenaPerL3 = 8;
 /// Each limit is measured so many times as long as a repetition of a kernel, at least.
 constexpr double kLimitTimes = 5;
+/// Bandwidth as many times longer still: it varies more, and there are many ways to read.
+constexpr double kMemoryLimitTimes = 4;
 /// What a look at the bandwidth between two repetitions reads: some 3 ms.
 constexpr size_t kBriefBytes = size_t{64} << 20;
 
@@ -54,7 +57,7 @@ Status check(const KernelBenchOptions& options, const Machine& machine) {
 Limits measure_limits(ThreadPool& pool, MemoryReader& reader, std::span<const std::byte> memory,
                       const Machine& machine, double seconds) {
   Limits limits = measure_arithmetic(pool, seconds);
-  limits.memory_gbps = reader.measure(seconds);
+  limits.memory_gbps = reader.measure(kMemoryLimitTimes * seconds);
   limits.cache_gbps = measure_cache_read(pool, memory, machine.l2_bytes / 2, seconds);
   return limits;
 }
@@ -150,6 +153,7 @@ Result<KernelReport> run_kernel_bench(const KernelBenchOptions& options,
                                 .neighbour_gbps = {}});
     }
     // Interleaved, so that a noisy moment of the machine costs each case one repetition at most.
+    std::vector<double> looks;
     for (uint32_t repetition = 0; repetition < options.repetitions; ++repetition) {
       progress(fmt::format("threads {}: repetition {} of {}", threads, repetition + 1,
                            options.repetitions));
@@ -159,10 +163,11 @@ Result<KernelReport> run_kernel_bench(const KernelBenchOptions& options,
         report.results[first + i].seconds.push_back(runner.time(*cases[i], calls[i]));
         const double after = reader.measure_briefly(kBriefBytes);
         report.results[first + i].neighbour_gbps.push_back(std::max(before, after));
-        limits.between.memory_gbps = std::max(limits.between.memory_gbps, after);
+        looks.push_back(after);
         before = after;
       }
     }
+    limits.memory_gbps_between = quantile(looks, 0.5);
     progress(fmt::format("threads {}: limits again", threads));
     limits.end =
         measure_limits(pool, reader, read_only.bytes(), report.machine, kLimitTimes * min_time);

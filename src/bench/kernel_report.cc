@@ -45,10 +45,10 @@ std::string format_limits(const KernelReport& report) {
     for (const LimitRow& row : kLimitRows) {
       const double used = limits.best().*row.field;
       if (used == 0) continue;
-      rows.push_back({row.name, std::to_string(limits.threads),
-                      three_digits(limits.start.*row.field),
-                      limits.between.*row.field > 0 ? three_digits(limits.between.*row.field) : "-",
-                      three_digits(limits.end.*row.field), three_digits(used)});
+      rows.push_back(
+          {row.name, std::to_string(limits.threads), three_digits(limits.start.*row.field),
+           row.field == &Limits::memory_gbps ? three_digits(limits.memory_gbps_between) : "-",
+           three_digits(limits.end.*row.field), three_digits(used)});
     }
   }
   return format_table(rows, 1);
@@ -154,12 +154,12 @@ std::string format_kernel_report(const KernelReport& report) {
       report.machine.l3_bytes >> 20, report.date, report.isa, 1e3 * report.min_time_seconds);
   out += format_limits(report);
   out += fmt::format(
-      "\nThe limits were measured before the kernels, between their repetitions and after them; "
-      "the "
-      "largest is used.\nDATA memory: weights and KV rotate through {} MiB, {:.1f} times the L3, "
-      "and "
-      "come from memory; cache: everything\nstays in the caches. PAIRED SHARE is held against the "
-      "bandwidth right before and after each repetition.\n\n",
+      "\nThe limits were measured before and after the kernels; the larger is used. BETWEEN: the "
+      "median "
+      "of looks between\nrepetitions. DATA memory: weights and KV rotate through {} MiB, {:.1f} "
+      "times "
+      "the L3, and come from memory; cache:\neverything stays in the caches. PAIRED SHARE is held "
+      "against the bandwidth right before and after each repetition.\n\n",
       report.rotation_bytes >> 20,
       static_cast<double>(report.rotation_bytes) / static_cast<double>(report.machine.l3_bytes));
 
@@ -200,7 +200,7 @@ std::string kernel_report_json(const KernelReport& report) {
   for (const ThreadLimits& limits : report.limits) {
     json["limits"].push_back({{"threads", limits.threads},
                               {"start", limits_json(limits.start)},
-                              {"between", limits_json(limits.between)},
+                              {"memory_gbps_between", limits.memory_gbps_between},
                               {"end", limits_json(limits.end)},
                               {"used", limits_json(limits.best())}});
   }

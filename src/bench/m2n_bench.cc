@@ -37,6 +37,9 @@ Status check(const M2nBenchOptions& options) {
   if (options.bytes.empty()) return invalid_argument("bytes is empty");
   for (const uint64_t bytes : options.bytes) VOLLEY_RETURN_IF_ERROR(check_size("bytes", bytes));
   VOLLEY_RETURN_IF_ERROR(check_size("answer_bytes", options.answer_bytes));
+  if (options.wait != "poll" && options.wait != "sleep") {
+    return invalid_argument("wait is '{}', allowed: sleep, poll", options.wait);
+  }
   if (options.iterations == 0) return invalid_argument("iterations is 0");
   if (options.timeout_ms == 0) return invalid_argument("timeout_ms is 0");
   VOLLEY_ASSIGN_OR_RETURN(const std::vector<uint32_t> allowed, allowed_processors());
@@ -113,9 +116,16 @@ Status run_threads(const M2nRun& run) {
   return ok_status();
 }
 
-Result<M2nResult> measure_size(const M2nBenchOptions& options, uint64_t bytes, bool polling,
-                               uint32_t cores) {
-  VOLLEY_ASSIGN_OR_RETURN(const M2nSteps steps, measure_m2n_steps(options, bytes, polling));
+Result<M2nResult> measure_size(const M2nBenchOptions& options, const Machine& machine,
+                               uint64_t bytes) {
+  const uint32_t cores = core_count(options, machine);
+  // Two cores that the peers have, so that the two ends never share one unless they must.
+  const std::vector<uint32_t>& places = options.cores.empty() ? machine.cores : options.cores;
+  const PlainPlaces plain{
+      .near_core = places.front(),
+      .far_core =
+          places[options.cores.empty() ? 1 % places.size() : options.senders % places.size()]};
+  VOLLEY_ASSIGN_OR_RETURN(const M2nSteps steps, measure_m2n_steps(options, plain, bytes));
   const size_t samples = size_t{options.senders} * options.iterations;
   VOLLEY_ASSIGN_OR_RETURN(const Mapping memory,
                           shared_memory(sizeof(M2nControl) + samples * sizeof(double)));
@@ -123,7 +133,9 @@ Result<M2nResult> measure_size(const M2nBenchOptions& options, uint64_t bytes, b
   const M2nRun run{
       .options = options,
       .bytes = bytes,
-      .polling = polling,
+      .wait = options.wait == "sleep"                        ? M2nWait::kSleep
+              : options.senders + options.receivers <= cores ? M2nWait::kPoll
+                                                             : M2nWait::kYield,
       .deadline = monotonic_now() + Nanos{options.timeout_ms} * kMillisecond,
       .key = {},
       .control = *new (base) M2nControl,
@@ -172,7 +184,6 @@ Result<M2nReport> run_m2n_bench(const M2nBenchOptions& options,
   VOLLEY_RETURN_IF_ERROR(check(options));
   VOLLEY_ASSIGN_OR_RETURN(Machine machine, inspect_machine());
   const uint32_t cores = core_count(options, machine);
-  const bool polling = options.senders + options.receivers <= cores;
   M2nReport report{.machine = std::move(machine),
                    .date = utc_date(),
                    .fabric = options.fabric,
@@ -180,12 +191,13 @@ Result<M2nReport> run_m2n_bench(const M2nBenchOptions& options,
                    .receivers = options.receivers,
                    .iterations = options.iterations,
                    .cores = options.cores,
-                   .polling = polling,
+                   .polling = options.wait == "poll",
+                   .core_count = cores,
                    .results = {}};
   for (const uint64_t bytes : options.bytes) {
     progress(fmt::format("{}x{} on {}: {} bytes", options.senders, options.receivers,
                          options.fabric, bytes));
-    VOLLEY_ASSIGN_OR_RETURN(const M2nResult result, measure_size(options, bytes, polling, cores));
+    VOLLEY_ASSIGN_OR_RETURN(const M2nResult result, measure_size(options, report.machine, bytes));
     report.results.push_back(result);
   }
   return report;

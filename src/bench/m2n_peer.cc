@@ -94,7 +94,16 @@ class Peer {
     }
     if (count > 0) return ok_status();
     VOLLEY_RETURN_IF_ERROR(check());
-    if (!run_.polling) fabric_->wait(std::min(run_.deadline, monotonic_now() + kLookAgain));
+    switch (run_.wait) {
+      case M2nWait::kSleep:
+        fabric_->wait(std::min(run_.deadline, monotonic_now() + kLookAgain));
+        break;
+      case M2nWait::kYield:
+        std::this_thread::yield();
+        break;
+      case M2nWait::kPoll:
+        break;
+    }
     return ok_status();
   }
 

@@ -25,11 +25,14 @@ struct M2nControl {
 };
 static_assert(std::atomic<uint32_t>::is_always_lock_free && std::atomic<bool>::is_always_lock_free);
 
+/// What a peer does that has nothing to do.
+enum class M2nWait { kSleep, kPoll, kYield };
+
 /// One size of one run.
 struct M2nRun {
   const M2nBenchOptions& options;
   uint64_t bytes;
-  bool polling;
+  M2nWait wait;
   Nanos deadline;
   transport::LinkKey key;
   M2nControl& control;

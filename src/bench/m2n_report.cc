@@ -10,13 +10,16 @@ namespace volley::bench {
 std::string format_m2n_report(const M2nReport& report) {
   constexpr double kMicro = 1e-6;
   std::string out = fmt::format(
-      "{}, {} cores, {}\n{} senders, {} receivers on {}, {} round trips each; {}; {}\n\n",
+      "{}, {} cores, {}\n{} senders, {} receivers on {}, {} round trips each\n{}; {}; {}\n\n",
       report.machine.cpu_name, report.machine.cores.size(), report.date, report.senders,
       report.receivers, report.fabric, report.iterations,
       report.cores.empty() ? "not pinned"
                            : fmt::format("pinned to {}", fmt::join(report.cores, ",")),
-      report.polling ? "a core for each peer: they poll"
-                     : "fewer cores than peers: they sleep while they wait");
+      report.polling ? "waiting peers poll" : "waiting peers sleep",
+      report.senders + report.receivers <= report.core_count
+          ? "a core for each peer"
+          : fmt::format("{} peers share {} cores", report.senders + report.receivers,
+                        report.core_count));
   std::vector<std::vector<std::string>> rows = {
       {"BYTES", "ANSWER", "BEST us", "MEDIAN us", "P99 us", "P99.9 us", "DISPATCH GB/s",
        "ANSWER GB/s", "BOUND us", "SHARE", "MEDIAN SHARE", "PLAIN us"}};
@@ -44,6 +47,7 @@ std::string m2n_report_json(const M2nReport& report) {
                          {"iterations", report.iterations},
                          {"pinned_to", report.cores},
                          {"polling", report.polling},
+                         {"shared_cores", report.core_count},
                          {"results", nlohmann::json::array()}};
   for (const M2nResult& result : report.results) {
     json["results"].push_back({{"bytes", result.bytes},

@@ -61,18 +61,11 @@ Result<double> copy_seconds(uint64_t bytes) {
   return seconds / static_cast<double>(copies);
 }
 
-/// The core of the first receiver. A failure only makes the figure worse.
-void pin_far_end(const M2nBenchOptions& options) {
-  if (options.cores.empty()) return;
-  [[maybe_unused]] const Status pinned =
-      pin_this_thread(options.cores[options.senders % options.cores.size()]);
-}
-
 /// What a sender and a receiver do at least: each writes its message where the other reads it.
-Result<double> memory_round_trip_seconds(const M2nBenchOptions& options, uint64_t bytes) {
+Result<double> memory_round_trip_seconds(uint64_t bytes, uint64_t answer_bytes, uint32_t far_core) {
   constexpr uint32_t kStop = std::numeric_limits<uint32_t>::max();
   std::vector<std::byte> dispatch(bytes),
-      answer(options.answer_bytes);  // Written and read by both.
+      answer(answer_bytes);  // Written and read by both.
   alignas(64) std::atomic<uint32_t> dispatched{0};
   alignas(64) std::atomic<uint32_t> answered{0};
   // Gives up the core only when it has looked for long: the other end may need it after all.
@@ -82,9 +75,10 @@ Result<double> memory_round_trip_seconds(const M2nBenchOptions& options, uint64_
     }
   };
   std::thread echo([&] {
-    pin_far_end(options);
+    // A failure only makes the figure worse.
+    [[maybe_unused]] const Status pinned = pin_this_thread(far_core);
     std::vector<std::byte> rows(bytes);
-    const std::vector<std::byte> own(options.answer_bytes, std::byte{1});
+    const std::vector<std::byte> own(answer_bytes, std::byte{1});
     for (uint32_t round = 0;; ++round) {
       wait_while(dispatched, round);
       if (dispatched.load(std::memory_order_acquire) == kStop) return;
@@ -94,7 +88,7 @@ Result<double> memory_round_trip_seconds(const M2nBenchOptions& options, uint64_
     }
   });
   const std::vector<std::byte> rows(bytes, std::byte{1});
-  std::vector<std::byte> own(options.answer_bytes);
+  std::vector<std::byte> own(answer_bytes);
   uint32_t round = 0;
   const auto seconds = best_seconds([&] {
     copy(rows, dispatch);
@@ -179,19 +173,19 @@ Result<SocketPair> loopback_pair() {
   return pair;
 }
 
-Result<double> socket_round_trip_seconds(const M2nBenchOptions& options, uint64_t bytes,
+Result<double> socket_round_trip_seconds(uint64_t bytes, uint64_t answer_bytes, uint32_t far_core,
                                          bool polling) {
   VOLLEY_ASSIGN_OR_RETURN(SocketPair pair, loopback_pair());
   std::thread echo([&, far = pair.far.get()] {
-    pin_far_end(options);
+    [[maybe_unused]] const Status pinned = pin_this_thread(far_core);
     std::vector<std::byte> rows(bytes);
-    const std::vector<std::byte> answer(options.answer_bytes);
+    const std::vector<std::byte> answer(answer_bytes);
     // Ends when the near end is shut down.
     while (receive_all(far, rows, polling).ok() && send_all(far, answer, polling).ok()) {
     }
   });
   const std::vector<std::byte> rows(bytes);
-  std::vector<std::byte> answer(options.answer_bytes);
+  std::vector<std::byte> answer(answer_bytes);
   auto seconds = best_seconds([&] {
     VOLLEY_RETURN_IF_ERROR(send_all(pair.near.get(), rows, polling));
     return receive_all(pair.near.get(), answer, polling);
@@ -201,20 +195,35 @@ Result<double> socket_round_trip_seconds(const M2nBenchOptions& options, uint64_
   return seconds;
 }
 
-}  // namespace
-
-Result<M2nSteps> measure_m2n_steps(const M2nBenchOptions& options, uint64_t bytes, bool polling) {
+Result<M2nSteps> measure(const M2nBenchOptions& options, const PlainPlaces& places,
+                         uint64_t bytes) {
+  VOLLEY_RETURN_IF_ERROR(pin_this_thread(places.near_core));
+  const bool two_cores = places.near_core != places.far_core;
+  const uint64_t answer_bytes = options.answer_bytes;
   M2nSteps steps;
   if (options.fabric == "tcp") {
-    VOLLEY_ASSIGN_OR_RETURN(steps.plain_round_trip,
-                            socket_round_trip_seconds(options, bytes, polling));
-  } else {
-    VOLLEY_ASSIGN_OR_RETURN(steps.copy_dispatch, copy_seconds(bytes));
-    VOLLEY_ASSIGN_OR_RETURN(steps.copy_answer, copy_seconds(options.answer_bytes));
-    if (polling) {
-      VOLLEY_ASSIGN_OR_RETURN(steps.plain_round_trip, memory_round_trip_seconds(options, bytes));
-    }
+    // Blocking sockets do better where the other end needs the core, polling ones elsewhere.
+    VOLLEY_ASSIGN_OR_RETURN(
+        steps.plain_round_trip,
+        socket_round_trip_seconds(bytes, answer_bytes, places.far_core, two_cores));
+    return steps;
   }
+  VOLLEY_ASSIGN_OR_RETURN(steps.copy_dispatch, copy_seconds(bytes));
+  VOLLEY_ASSIGN_OR_RETURN(steps.copy_answer, copy_seconds(answer_bytes));
+  if (two_cores) {
+    VOLLEY_ASSIGN_OR_RETURN(steps.plain_round_trip,
+                            memory_round_trip_seconds(bytes, answer_bytes, places.far_core));
+  }
+  return steps;
+}
+
+}  // namespace
+
+Result<M2nSteps> measure_m2n_steps(const M2nBenchOptions& options, const PlainPlaces& places,
+                                   uint64_t bytes) {
+  // A thread of its own: the caller's affinity is inherited by the peers.
+  Result<M2nSteps> steps = M2nSteps{};
+  std::thread([&] { steps = measure(options, places, bytes); }).join();
   return steps;
 }
 

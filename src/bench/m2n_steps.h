@@ -4,8 +4,15 @@
 
 namespace volley::bench {
 
-/// Measures what m2n_bound_seconds() needs for one size, about 50 ms. For tcp a thread of this
-/// process is the other end; it has ended on return. Errors: kUnavailable (sockets).
-Result<M2nSteps> measure_m2n_steps(const M2nBenchOptions& options, uint64_t bytes, bool polling);
+/// Cores for the two ends of a plain round trip.
+struct PlainPlaces {
+  uint32_t near_core = 0;
+  uint32_t far_core = 0;
+};
+
+/// Measures what m2n_bound_seconds() needs for one size, some 100 ms, in threads of its own, which
+/// have ended on return. Errors: kUnavailable (sockets, pinning).
+Result<M2nSteps> measure_m2n_steps(const M2nBenchOptions& options, const PlainPlaces& places,
+                                   uint64_t bytes);
 
 }  // namespace volley::bench

@@ -112,6 +112,9 @@ void add_m2n(CLI::App& bench, Run& run) {
       ->add_option("--pin", values.cores,
                    "Cores for the peers, separated by commas: senders first, around and around")
       ->delimiter(',');
+  command->add_option("--wait", values.wait, "How peers wait: sleep, as the engines do, or poll")
+      ->check(CLI::IsMember({"sleep", "poll"}))
+      ->capture_default_str();
   command->add_option("--timeout-ms", values.timeout_ms, "For all round trips of one size")
       ->check(CLI::Range(1u, 86'400'000u))
       ->capture_default_str();

@@ -98,6 +98,11 @@ struct AttentionEngine::Impl {
     }
     zero_row.resize(geometry.answer.row_bytes);
     answer_rows.reserve(size_t{opts.tokens_per_step_max} * top_k);
+    // At most one token for each row of a step.
+    sampled.reserve(opts.tokens_per_step_max);
+    outputs.reserve(opts.sequences_max);  // The scheduler swaps it with its own.
+    scratch.order.reserve(vocab);
+    scratch.probability.reserve(vocab);
   }
 
   struct Live {

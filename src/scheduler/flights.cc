@@ -83,7 +83,13 @@ Flight* Flights::find(LinkId link, uint32_t slot) {
 }
 
 Flight& Flights::add(ExpertLink& link, uint32_t slot) {
-  if (count_ == flights_.size()) flights_.emplace_back();
+  if (count_ == flights_.size()) {
+    Flight& made = flights_.emplace_back();
+    made.entries.reserve(pairs_max_);
+    made.rows.reserve(rows_max_);
+    made.pairs.reserve(pairs_max_);
+    made.queued.reserve(pairs_max_);
+  }
   Flight& flight = flights_[count_++];
   flight.link = &link;
   flight.slot = slot;

@@ -61,6 +61,10 @@ struct Flight {
 /// of them are in. References to flights are valid until the next add, assign or removal.
 class Flights {
  public:
+  /// Of fragments with at most so many rows, and so many pairs in all. One flight may have to take
+  /// them all, so each reserves room for them when it is made.
+  Flights(uint32_t rows_max, size_t pairs_max) : rows_max_(rows_max), pairs_max_(pairs_max) {}
+
   std::span<Flight> live() { return {flights_.data(), count_}; }
   std::span<const Flight> live() const { return {flights_.data(), count_}; }
   bool empty() const { return count_ == 0; }
@@ -92,6 +96,8 @@ class Flights {
  private:
   Flight& add(ExpertLink& link, uint32_t slot);
 
+  const uint32_t rows_max_;
+  const size_t pairs_max_;
   std::vector<Flight> flights_;  ///< Live ones are [0, count_).
   uint32_t count_ = 0;
 };

@@ -7,7 +7,9 @@
 
 namespace volley::scheduler {
 
-MicroBatch::MicroBatch(const StepShape& given, uint32_t rows_max) : shape(given) {
+MicroBatch::MicroBatch(const StepShape& given, uint32_t rows_max)
+    : shape(given),
+      flights(given.fragment_rows_max, size_t{given.fragment_rows_max} * given.top_k) {
   expert.reserve(size_t{rows_max} * shape.top_k);
   row_ended.reserve(rows_max);
   answers.reserve(size_t{shape.fragment_rows_max} * shape.top_k);

@@ -27,7 +27,7 @@ constexpr uint32_t kTrialStepsMax = 16;
 // From a trial's end to the next one's begin, in lengths of the trial (MBC-2).
 constexpr Nanos kTrialPause = 10;
 // A trial that was cut by a lack of sequences seems long.
-constexpr Nanos kTrialPauseMax = 60 * kSecond;
+constexpr Nanos kTrialPauseMax = 600 * kSecond;
 
 std::string format_time(double ns) {
   return ns < 0.1 * kMillisecond ? fmt::format("{:.1f} us", ns / kMicrosecond)

@@ -83,7 +83,7 @@ KernelReport example() {
   limits.threads = 2;
   limits.start = kLimits;
   limits.start.memory_gbps = 15;
-  limits.between.memory_gbps = 18;
+  limits.memory_gbps_between = 18;
   limits.end = kLimits;
   report.limits.push_back(limits);
   report.results.push_back({.kernel = "gemm",
@@ -133,6 +133,7 @@ TEST(KernelReport, TheJsonHoldsTheSame) {
   EXPECT_EQ(json["date"], "2026-01-02T03:04:05Z");
   EXPECT_EQ(json["limits"][0]["used"]["memory_gbps"], 20);
   EXPECT_EQ(json["limits"][0]["start"]["memory_gbps"], 15);
+  EXPECT_EQ(json["limits"][0]["memory_gbps_between"], 18);
   const auto& gemm = json["results"][0];
   EXPECT_EQ(gemm["shape"], "square 9x9");
   EXPECT_EQ(gemm["seconds"].size(), 3u);

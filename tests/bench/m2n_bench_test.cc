@@ -63,6 +63,7 @@ TEST(M2nBench, RefusesWrongOptionsWithTheValue) {
       {[](auto& options) { options.bytes = {(8 << 20) + 2048}; }, "bytes is 8390656"},
       {[](auto& options) { options.answer_bytes = 1; }, "answer_bytes is 1"},
       {[](auto& options) { options.iterations = 0; }, "iterations is 0"},
+      {[](auto& options) { options.wait = std::string("hope"); }, "wait is 'hope'"},
       {[](auto& options) { options.timeout_ms = 0; }, "timeout_ms is 0"},
       {[](auto& options) { options.cores = {100'000}; }, "core 100000"},
   };
@@ -112,6 +113,9 @@ TEST(M2nBench, MeasuresThreads) {
 TEST(M2nBench, MeasuresProcesses) {
   expect_measured(small_run("shm", 1, 1));
   expect_measured(small_run("shm", 2, 3));
+  M2nBenchOptions polling = small_run("shm", 2, 2);
+  polling.wait = std::string("poll");
+  expect_measured(polling);
   expect_no_children();
 }
 
@@ -137,6 +141,7 @@ M2nReport example() {
                    .iterations = 7,
                    .cores = {1, 0},
                    .polling = false,
+                   .core_count = 2,
                    .results = {}};
   report.results.push_back({.bytes = 4096,
                             .answer_bytes = 2048,
@@ -152,8 +157,8 @@ M2nReport example() {
 
 TEST(M2nReport, TheTableHoldsTimesAndShares) {
   const std::string table = format_m2n_report(example());
-  EXPECT_THAT(table, HasSubstr("2 senders, 3 receivers on shm, 7 round trips each; pinned to 1,0; "
-                               "fewer cores than peers"));
+  EXPECT_THAT(table, HasSubstr("2 senders, 3 receivers on shm, 7 round trips each\n"
+                               "pinned to 1,0; waiting peers sleep; 5 peers share 2 cores\n"));
   EXPECT_THAT(table, ContainsRegex("4096 +2048 +4.00 +5.00 +6.00 +7.00 +8.00 +4.00 +2.00 +50% +40% "
                                    "+-\n"));
 }

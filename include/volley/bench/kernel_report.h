@@ -66,13 +66,15 @@ struct KernelResult {
   double paired_memory_share() const;
 };
 
-/// The limits with this number of threads: before the kernels, after them, and between their
-/// repetitions (only `memory_gbps`).
+/// The limits with this number of threads, before the kernels and after them.
 struct ThreadLimits {
   uint32_t threads = 0;
-  Limits start, between, end;
+  Limits start, end;
+  /// Median of the looks between the repetitions: what the machine gave while the kernels ran. It
+  /// limits nothing; it shows whether `start` and `end` are fair.
+  double memory_gbps_between = 0;
 
-  Limits best() const { return larger_of(larger_of(start, end), between); }
+  Limits best() const { return larger_of(start, end); }
 };
 
 struct KernelReport {

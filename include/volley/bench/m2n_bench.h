@@ -28,6 +28,9 @@ struct M2nBenchOptions {
   uint32_t warmup = 100;                 ///< Round trips before these.
   /// Peer i, senders first, stays on core i % size; empty: the kernel places them.
   std::vector<uint32_t> cores;
+  /// How a peer waits: "sleep" is Fabric::wait(), as the engines do it: it polls for a moment and
+  /// then sleeps; "poll" never sleeps, and yields after each look when peers share cores.
+  std::string wait = "sleep";
   uint32_t timeout_ms = 60'000;  ///< For all of one size; then the run fails.
 };
 
@@ -65,7 +68,8 @@ struct M2nReport {
   uint32_t senders = 0, receivers = 0;
   uint32_t iterations = 0;
   std::vector<uint32_t> cores;  ///< What the peers were pinned to.
-  bool polling = false;         ///< Peers never sleep: there is a core for each.
+  bool polling = false;         ///< How the peers waited.
+  uint32_t core_count = 0;      ///< The cores that the peers shared.
   std::vector<M2nResult> results;
 };
 
