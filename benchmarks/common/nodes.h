@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "volley/engine/attention_engine.h"
 #include "volley/engine/expert_engine.h"
@@ -21,6 +22,7 @@ struct NodeOptions {
   std::string fabric = "local";
   std::string isa = "auto";
   uint32_t threads = 1;
+  std::vector<uint32_t> cores{};  ///< None, or one for each thread: each stays on its own.
   uint32_t micro_batches = 1;
   uint32_t step_tokens_max = 256;  ///< Of one micro-batch's step; a slot holds as many rows.
   uint32_t sequences_max = 1;

@@ -43,7 +43,7 @@ struct Options {
   double delay_share = 0.3;
   uint32_t window_rounds = 8;
   uint32_t repeat = 3;
-  std::string json_path, markdown_path, svg_path;
+  std::string json_path, markdown_path, svg_path, model_path;
 };
 
 /// The folder of a model that exists only for this run.
@@ -86,6 +86,18 @@ class ModelFolder {
     return model::Checkpoint::open_dummy(path_, 1);
   }
 
+  /// Leaves the last checkpoint()'s config.json in `path`. Errors: kUnavailable.
+  Status copy_to(const std::string& path) const {
+    std::error_code error;
+    std::filesystem::create_directories(path, error);
+    if (!error) {
+      std::filesystem::copy_file(path_ + "/config.json", path + "/config.json",
+                                 std::filesystem::copy_options::overwrite_existing, error);
+    }
+    if (error) return unavailable("cannot write {}/config.json: {}", path, error.message());
+    return ok_status();
+  }
+
  private:
   explicit ModelFolder(std::string path) : path_(std::move(path)) {}
   std::string path_;
@@ -101,6 +113,10 @@ struct Setting {
   RunTrace best_run{};
   double predicted = 0;      ///< Steps per second, from this window's times.
   bool own_transfer = true;  ///< Else T_c is that of m = 1: here no receiver ever waited.
+
+  /// The same from the times of the first number of micro-batches on the same wire: a prediction in
+  /// the strict sense.
+  double foretold = 0;
 
   double ratio() const { return best.steps_per_s / predicted; }
 };
@@ -177,6 +193,8 @@ void predict(std::vector<Setting>& settings, uint32_t layers) {
       if (other != settings.end()) setting.best.times.transfer = other->best.times.transfer;
     }
     setting.predicted = predicted_steps_per_s(setting.best.times, setting.micro_batches, layers);
+    const auto first = std::ranges::find(settings, setting.delay, &Setting::delay);
+    setting.foretold = predicted_steps_per_s(first->best.times, setting.micro_batches, layers);
   }
 }
 
@@ -199,6 +217,8 @@ json to_json(const Setting& setting, const Options& options) {
           {"expert_runs_per_dispatch", setting.best.expert_runs},
           {"predicted_steps_per_s", setting.predicted},
           {"measured_over_predicted", setting.ratio()},
+          {"foretold_steps_per_s", setting.foretold},
+          {"measured_over_foretold", setting.best.steps_per_s / setting.foretold},
           {"window_steps_per_s", setting.steps_per_s}};
 }
 
@@ -269,9 +289,10 @@ std::string report_table(const Options& options, uint32_t ffn,
       "{} layers, hidden {}, {} experts of {}, {} rows a micro-batch, {}, attention on core {}, "
       "experts on core {}\n\n"
       "| delay us | m | steps/s | tokens/s | T_a us | T_e us | T_c us | T_h us | predicted "
-      "steps/s | measured / predicted | attention busy | experts busy | gain over m - 1 | "
+      "steps/s | measured / predicted | measured / foretold | attention busy | experts busy | gain "
+      "over m - 1 | "
       "predicted gain |\n"
-      "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
+      "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
       options.layers, options.hidden, options.experts, ffn, options.pair.rows, options.pair.fabric,
       options.pair.attention_core, options.pair.expert_core);
   const std::vector<Gain> gains = gains_of(settings);
@@ -285,12 +306,13 @@ std::string report_table(const Options& options, uint32_t ffn,
     }
     out += fmt::format(
         "| {:.0f} | {} | {:.1f} | {:.0f} | {:.1f} | {:.1f} | {:.1f}{} | {:.1f} | {:.1f} | {:.3f} | "
+        "{:.3f} | "
         "{:.0f} % | {:.0f} % | {} | {} |\n",
         static_cast<double>(setting.delay) / 1e3, setting.micro_batches, setting.best.steps_per_s,
         setting.best.steps_per_s * options.pair.rows, times.attention / 1e3, times.expert / 1e3,
         times.transfer / 1e3, setting.own_transfer ? "" : "*", times.head / 1e3, setting.predicted,
-        setting.ratio(), 100 * setting.best.attention_busy, 100 * setting.best.expert_busy,
-        measured, predicted);
+        setting.ratio(), setting.best.steps_per_s / setting.foretold,
+        100 * setting.best.attention_busy, 100 * setting.best.expert_busy, measured, predicted);
   }
   const bool borrowed =
       std::ranges::any_of(settings, [](const Setting& setting) { return !setting.own_transfer; });
@@ -322,6 +344,7 @@ Status run(const Options& options, const json& description) {
     VOLLEY_ASSIGN_OR_RETURN(ffn, tune_ffn(folder, options));
   }
   VOLLEY_ASSIGN_OR_RETURN(const auto checkpoint, folder.checkpoint(options, ffn));
+  if (!options.model_path.empty()) VOLLEY_RETURN_IF_ERROR(folder.copy_to(options.model_path));
   VOLLEY_ASSIGN_OR_RETURN(const Window balanced, quick_window(checkpoint, options.pair));
   const auto delay = static_cast<Nanos>(options.delay_share * larger(balanced.times));
 
@@ -396,6 +419,8 @@ int main(int argc, char** argv) {
   app.add_option("--json", options.json_path);
   app.add_option("--markdown", options.markdown_path);
   app.add_option("--svg", options.svg_path, "The timeline picture.");
+  app.add_option("--keep-model", options.model_path,
+                 "Folder for the model's config.json, for the throughput program.");
   CLI11_PARSE(app, argc, argv);
   options.pair.timeout = timeout_s * kSecond;
   spdlog::set_level(spdlog::level::err);

@@ -58,6 +58,7 @@ NodeOptions node_options(const PairOptions& pair, const model::Checkpoint& check
   return {.fabric = pair.fabric,
           .isa = pair.isa,
           .threads = 1,
+          .cores = {},
           .micro_batches = pair.micro_batches,
           .step_tokens_max = std::max(pair.rows, kPrefillRowsMin),
           .sequences_max = sequences,
@@ -131,6 +132,8 @@ Result<RunTrace> run_pair(const model::Checkpoint& checkpoint, const PairOptions
   VOLLEY_ASSIGN_OR_RETURN(const SharedWireClock clock, SharedWireClock::create());
   NodeOptions attention_node = node_options(options, checkpoint, slack);
   NodeOptions expert_node = attention_node;
+  attention_node.cores = {options.attention_core};
+  expert_node.cores = {options.expert_core};
   attention_node.decorate =
       delayed_by(options.wire_delay, (*clock).from_attention, (*clock).from_expert);
   expert_node.decorate =

@@ -30,6 +30,7 @@ struct Options {
   std::string fabric = "shm";
   std::string isa = "auto";
   std::vector<uint32_t> attention_cores = {0}, expert_cores = {1};
+  std::vector<uint32_t> cores;  // Of both nodes, colocated.
   uint32_t threads = 1;
   uint32_t micro_batches = 0;
   std::vector<uint32_t> streams = {1, 2, 4, 8, 16, 32, 64};
@@ -53,11 +54,13 @@ struct Measured {
   std::vector<double> prefill_tokens_per_s;
 };
 
-NodeOptions node_options(const Options& options, uint32_t threads) {
+NodeOptions node_options(const Options& options, uint32_t threads,
+                         const std::vector<uint32_t>& cores) {
   const uint32_t streams = std::ranges::max(options.streams);
   return {.fabric = options.colocated() ? "local" : options.fabric,
           .isa = options.isa,
           .threads = threads,
+          .cores = cores,
           .micro_batches = options.micro_batches,
           .step_tokens_max = std::max(options.step_tokens, streams),
           .sequences_max = streams,
@@ -124,7 +127,7 @@ Result<std::string> run_load(AttentionNode& node, uint32_t vocab, const Options&
 
 Status run_colocated_child(Channel& channel, const model::Checkpoint& checkpoint,
                            const Options& options, Nanos deadline) {
-  const NodeOptions nodes = node_options(options, options.threads);
+  const NodeOptions nodes = node_options(options, options.threads, options.cores);
   VOLLEY_ASSIGN_OR_RETURN(ExpertNode expert, start_expert_node(checkpoint, nodes));
   VOLLEY_ASSIGN_OR_RETURN(AttentionNode attention, start_attention_node(checkpoint, nodes));
   VOLLEY_RETURN_IF_ERROR(link_nodes(attention, expert.self(), checkpoint.spec, deadline));
@@ -137,9 +140,11 @@ Status run_colocated_child(Channel& channel, const model::Checkpoint& checkpoint
 
 Status run_expert_child(Channel& channel, const model::Checkpoint& checkpoint,
                         const Options& options, Nanos deadline) {
-  const auto threads = static_cast<uint32_t>(options.expert_cores.size());
-  VOLLEY_ASSIGN_OR_RETURN(ExpertNode node,
-                          start_expert_node(checkpoint, node_options(options, threads)));
+  VOLLEY_ASSIGN_OR_RETURN(
+      ExpertNode node,
+      start_expert_node(checkpoint,
+                        node_options(options, static_cast<uint32_t>(options.expert_cores.size()),
+                                     options.expert_cores)));
   VOLLEY_RETURN_IF_ERROR(channel.send(peer_to_message(node.self()), deadline));
   VOLLEY_RETURN_IF_ERROR(channel.receive(deadline).status());  // The attention node is done.
   node.stop();
@@ -148,9 +153,11 @@ Status run_expert_child(Channel& channel, const model::Checkpoint& checkpoint,
 
 Status run_attention_child(Channel& channel, const model::Checkpoint& checkpoint,
                            const Options& options, Nanos deadline) {
-  const auto threads = static_cast<uint32_t>(options.attention_cores.size());
-  VOLLEY_ASSIGN_OR_RETURN(AttentionNode node,
-                          start_attention_node(checkpoint, node_options(options, threads)));
+  VOLLEY_ASSIGN_OR_RETURN(
+      AttentionNode node,
+      start_attention_node(
+          checkpoint, node_options(options, static_cast<uint32_t>(options.attention_cores.size()),
+                                   options.attention_cores)));
   VOLLEY_ASSIGN_OR_RETURN(const std::string message, channel.receive(deadline));
   VOLLEY_ASSIGN_OR_RETURN(const engine::ExpertPeer peer, peer_from_message(message));
   VOLLEY_RETURN_IF_ERROR(link_nodes(node, peer, checkpoint.spec, deadline));
@@ -327,6 +334,9 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"colocated", "1a1e"}));
   app.add_option("--threads", options.threads, "colocated: of each node, on the same cores.")
       ->check(positive);
+  app.add_option("--cores", options.cores,
+                 "colocated: the cores of both nodes' threads, in order; by default any.")
+      ->delimiter(',');
   app.add_option("--fabric", options.fabric, "Of 1a1e.")->check(CLI::IsMember({"shm", "tcp"}));
   app.add_option("--attention-cores", options.attention_cores, "1a1e: a thread on each.")
       ->delimiter(',');
@@ -346,6 +356,11 @@ int main(int argc, char** argv) {
   app.add_option("--timeout", timeout_s, "Seconds for all runs.")->check(positive);
   app.add_option("--json", options.json_path);
   CLI11_PARSE(app, argc, argv);
+  if (!options.cores.empty() && options.cores.size() != options.threads) {
+    std::fprintf(stderr, "throughput: --cores names %zu cores for %u threads\n",
+                 options.cores.size(), options.threads);
+    return 1;
+  }
   if (options.micro_batches == 0) options.micro_batches = options.colocated() ? 1 : 2;
   options.timeout = timeout_s * kSecond;
   spdlog::set_level(spdlog::level::err);
