@@ -4,7 +4,9 @@
 #include <nlohmann/json.hpp>
 
 #include "volley/base/clock.h"
+#include "volley/base/thread_pool.h"
 #include "volley/cache/block_allocator.h"
+#include "volley/engine/colocated.h"
 #include "volley/protocol/expert_map.h"
 
 namespace volley::benchmarks {
@@ -62,8 +64,15 @@ void RunningNode<Engine>::stop() {
 template class RunningNode<engine::AttentionEngine>;
 template class RunningNode<engine::ExpertEngine>;
 
-Result<ExpertNode> start_expert_node(const model::Checkpoint& checkpoint,
-                                     const NodeOptions& options) {
+namespace {
+
+struct MadeExpert {
+  std::unique_ptr<engine::ExpertEngine> engine;
+  engine::ExpertPeer self;
+};
+
+Result<MadeExpert> make_expert_engine(const model::Checkpoint& checkpoint,
+                                      const NodeOptions& options) {
   const model::ModelSpec& spec = checkpoint.spec;
   engine::ExpertPeer self{.name = "expert-0",
                           .incarnation = Incarnation{random_u64()},
@@ -88,52 +97,97 @@ Result<ExpertNode> start_expert_node(const model::Checkpoint& checkpoint,
                                .dtype = kDType,
                                .threads = options.threads,
                                .cores = options.cores,
+                               .pool = options.pool,
                                .geometry = engine::AttentionEngine::geometry(
                                    spec, options.micro_batches, options.step_tokens_max, kDType),
                                .links_max = 1,
                                .link_timeout = kLinkTimeout,
                                .trace_capacity = options.trace_capacity},
                               spec, std::move(weights), *kernels, std::move(fabric)));
-  return ExpertNode(std::move(engine), std::move(self));
+  return MadeExpert{std::move(engine), std::move(self)};
 }
 
-Result<AttentionNode> start_attention_node(const model::Checkpoint& checkpoint,
-                                           const NodeOptions& options) {
+Result<std::unique_ptr<engine::AttentionEngine>> make_attention_engine(
+    const model::Checkpoint& checkpoint, const NodeOptions& options) {
   const model::ModelSpec& spec = checkpoint.spec;
-  engine::ExpertPeer self{.name = "attention-0",
-                          .incarnation = Incarnation{random_u64()},
-                          .fabric_address = {},
-                          .link_key = kKey};
+  const transport::NodeIdentity self{.name = "attention-0",
+                                     .incarnation = Incarnation{random_u64()}};
   VOLLEY_ASSIGN_OR_RETURN(const auto* kernels, kernels::select_cpu_kernels(options.isa));
-  VOLLEY_ASSIGN_OR_RETURN(auto fabric,
-                          make_fabric(options, spec, {self.name, self.incarnation}, false));
+  VOLLEY_ASSIGN_OR_RETURN(auto fabric, make_fabric(options, spec, self, false));
   VOLLEY_ASSIGN_OR_RETURN(const auto source, checkpoint.source());
   VOLLEY_ASSIGN_OR_RETURN(auto weights, model::AttentionWeights::load(spec, *source, kDType));
   // Blocks for every sequence at its full length: nothing is ever preempted.
   const uint32_t blocks = options.sequences_max *
                           cache::blocks_for(options.sequence_tokens_max, kernels::kKvBlockTokens);
-  VOLLEY_ASSIGN_OR_RETURN(auto engine,
-                          engine::AttentionEngine::create(
-                              {.name = self.name,
-                               .incarnation = self.incarnation,
-                               .dtype = kDType,
-                               .threads = options.threads,
-                               .cores = options.cores,
-                               .micro_batches = options.micro_batches,
-                               .tokens_per_step_max = options.step_tokens_max,
-                               .sequences_max = options.sequences_max,
-                               .waiting_max = options.sequences_max,
-                               .sequence_tokens_max = options.sequence_tokens_max,
-                               .kv_blocks = blocks,
-                               .geometry = engine::AttentionEngine::geometry(
-                                   spec, options.micro_batches, options.step_tokens_max, kDType),
-                               .link_timeout = kLinkTimeout,
-                               .trace_capacity = options.trace_capacity},
-                              spec, std::move(weights), *kernels, std::move(fabric)));
-  return AttentionNode(std::move(engine), std::move(self));
+  return engine::AttentionEngine::create(
+      {.name = self.name,
+       .incarnation = self.incarnation,
+       .dtype = kDType,
+       .threads = options.threads,
+       .cores = options.cores,
+       .pool = options.pool,
+       .micro_batches = options.micro_batches,
+       .tokens_per_step_max = options.step_tokens_max,
+       .sequences_max = options.sequences_max,
+       .waiting_max = options.sequences_max,
+       .sequence_tokens_max = options.sequence_tokens_max,
+       .kv_blocks = blocks,
+       .geometry = engine::AttentionEngine::geometry(spec, options.micro_batches,
+                                                     options.step_tokens_max, kDType),
+       .link_timeout = kLinkTimeout,
+       .trace_capacity = options.trace_capacity},
+      spec, std::move(weights), *kernels, std::move(fabric));
 }
 
-Status link_nodes(AttentionNode& attention, const engine::ExpertPeer& expert,
+}  // namespace
+
+Result<ExpertNode> start_expert_node(const model::Checkpoint& checkpoint,
+                                     const NodeOptions& options) {
+  VOLLEY_ASSIGN_OR_RETURN(MadeExpert made, make_expert_engine(checkpoint, options));
+  return ExpertNode(std::move(made.engine), std::move(made.self));
+}
+
+Result<AttentionNode> start_attention_node(const model::Checkpoint& checkpoint,
+                                           const NodeOptions& options) {
+  VOLLEY_ASSIGN_OR_RETURN(auto engine, make_attention_engine(checkpoint, options));
+  return AttentionNode(std::move(engine), {});
+}
+
+Result<ColocatedNodes> ColocatedNodes::start(const model::Checkpoint& checkpoint,
+                                             NodeOptions options) {
+  options.pool = std::make_shared<ThreadPool>(options.threads, options.cores);
+  VOLLEY_ASSIGN_OR_RETURN(MadeExpert made, make_expert_engine(checkpoint, options));
+  VOLLEY_ASSIGN_OR_RETURN(auto attention, make_attention_engine(checkpoint, options));
+  ColocatedNodes nodes;
+  nodes.attention_ = std::move(attention);
+  nodes.expert_ = std::move(made.engine);
+  nodes.expert_peer_ = std::move(made.self);
+  engine::AttentionEngine* const attention_engine = nodes.attention_.get();
+  engine::ExpertEngine* const expert_engine = nodes.expert_.get();
+  nodes.pulse_ = std::make_unique<transport::PulseThread>(
+      [attention_engine, expert_engine] {
+        attention_engine->pulse();
+        expert_engine->pulse();
+      },
+      kLinkTimeout / 4);
+  nodes.thread_ = std::jthread([attention_engine, expert_engine] {
+    engine::run_colocated(*attention_engine, *expert_engine);
+  });
+  return nodes;
+}
+
+ColocatedNodes::~ColocatedNodes() {
+  stop();
+}
+
+void ColocatedNodes::stop() {
+  if (!thread_.joinable()) return;
+  attention_->stop(monotonic_now() + kStopTimeout);
+  expert_->stop(monotonic_now() + kStopTimeout);
+  thread_.join();
+}
+
+Status link_nodes(engine::AttentionEngine& attention, const engine::ExpertPeer& expert,
                   const model::ModelSpec& spec, Nanos deadline) {
   const uint32_t experts = spec.layers.front().moe.experts;
   const std::vector<protocol::ExpertMap::Holding> holdings{
@@ -142,12 +196,12 @@ Status link_nodes(AttentionNode& attention, const engine::ExpertPeer& expert,
   VOLLEY_ASSIGN_OR_RETURN(
       auto map,
       protocol::ExpertMap::build({.term = 1, .number = 1}, spec.layer_count(), experts, holdings));
-  attention->update_cluster(
+  attention.update_cluster(
       {.experts = {expert}, .map = std::make_shared<const protocol::ExpertMap>(std::move(map))});
-  while (!attention->status().ready) {
+  while (!attention.status().ready) {
     if (monotonic_now() >= deadline) {
       return make_status(StatusCode::kDeadlineExceeded, "the attention node is not ready: {}",
-                         attention->status().reason);
+                         attention.status().reason);
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }

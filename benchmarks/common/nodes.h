@@ -22,7 +22,8 @@ struct NodeOptions {
   std::string fabric = "local";
   std::string isa = "auto";
   uint32_t threads = 1;
-  std::vector<uint32_t> cores{};  ///< None, or one for each thread: each stays on its own.
+  std::vector<uint32_t> cores{};       ///< None, or one for each thread: each stays on its own.
+  std::shared_ptr<ThreadPool> pool{};  ///< See AttentionEngineOptions.
   uint32_t micro_batches = 1;
   uint32_t step_tokens_max = 256;  ///< Of one micro-batch's step; a slot holds as many rows.
   uint32_t sequences_max = 1;
@@ -56,6 +57,29 @@ class RunningNode {
 using AttentionNode = RunningNode<engine::AttentionEngine>;
 using ExpertNode = RunningNode<engine::ExpertEngine>;
 
+/// Both engines on one thread, as `volley up` runs them with the `local` fabric.
+class ColocatedNodes {
+ public:
+  /// Loads the weights on the calling thread. Errors: those of the parts.
+  static Result<ColocatedNodes> start(const model::Checkpoint& checkpoint, NodeOptions options);
+  ColocatedNodes(ColocatedNodes&&) noexcept = default;
+  ~ColocatedNodes();
+
+  engine::AttentionEngine& attention() const { return *attention_; }
+  engine::ExpertEngine& expert() const { return *expert_; }
+  const engine::ExpertPeer& expert_peer() const { return expert_peer_; }
+  void stop();
+
+ private:
+  ColocatedNodes() = default;
+
+  std::unique_ptr<engine::AttentionEngine> attention_;
+  std::unique_ptr<engine::ExpertEngine> expert_;
+  engine::ExpertPeer expert_peer_;
+  std::unique_ptr<transport::PulseThread> pulse_;
+  std::jthread thread_;
+};
+
 /// Loads the weights on the calling thread and starts the engine. Errors: those of the parts.
 Result<ExpertNode> start_expert_node(const model::Checkpoint& checkpoint,
                                      const NodeOptions& options);
@@ -63,7 +87,7 @@ Result<AttentionNode> start_attention_node(const model::Checkpoint& checkpoint,
                                            const NodeOptions& options);
 /// Makes the attention node use `expert` for all experts; returns when it is ready.
 /// Errors: kDeadlineExceeded.
-Status link_nodes(AttentionNode& attention, const engine::ExpertPeer& expert,
+Status link_nodes(engine::AttentionEngine& attention, const engine::ExpertPeer& expert,
                   const model::ModelSpec& spec, Nanos deadline);
 
 /// An ExpertPeer as a message between processes. Errors: kInvalidArgument.

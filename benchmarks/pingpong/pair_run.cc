@@ -104,7 +104,7 @@ Status run_attention(Channel& channel, const model::Checkpoint& checkpoint,
   VOLLEY_ASSIGN_OR_RETURN(AttentionNode node, start_attention_node(checkpoint, options));
   VOLLEY_ASSIGN_OR_RETURN(const std::string message, channel.receive(deadline));
   VOLLEY_ASSIGN_OR_RETURN(const engine::ExpertPeer peer, peer_from_message(message));
-  VOLLEY_RETURN_IF_ERROR(link_nodes(node, peer, checkpoint.spec, deadline));
+  VOLLEY_RETURN_IF_ERROR(link_nodes(*node, peer, checkpoint.spec, deadline));
   std::string window(2 * sizeof(Nanos), '\0');
   {
     Streams streams(*node, checkpoint.spec.vocab,

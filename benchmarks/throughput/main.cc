@@ -83,16 +83,16 @@ double per_second(uint64_t tokens, Nanos time) {
   return static_cast<double>(tokens) * 1e9 / static_cast<double>(time);
 }
 
-Status run_once(AttentionNode& node, uint32_t vocab, const Options& options, uint32_t streams,
-                uint64_t seed, json& result, Nanos deadline) {
+Status run_once(engine::AttentionEngine& node, uint32_t vocab, const Options& options,
+                uint32_t streams, uint64_t seed, json& result, Nanos deadline) {
   {
-    Streams prefill(*node, vocab,
+    Streams prefill(node, vocab,
                     {.streams = streams, .prompt_tokens = options.prompt, .seed = seed});
     VOLLEY_RETURN_IF_ERROR(prefill.wait(deadline));
     result["prefill"].push_back(
         per_second(uint64_t{streams} * options.prompt, prefill.round_over() - prefill.submitted()));
   }
-  Streams decode(*node, vocab,
+  Streams decode(node, vocab,
                  {.streams = streams,
                   .prompt_tokens = options.prompt,
                   .decode_tokens = options.new_tokens - 1,
@@ -104,9 +104,9 @@ Status run_once(AttentionNode& node, uint32_t vocab, const Options& options, uin
   return ok_status();
 }
 
-/// All rounds; the results and the attention node's profile as a message.
-Result<std::string> run_load(AttentionNode& node, uint32_t vocab, const Options& options,
-                             Nanos deadline) {
+/// All rounds.
+Result<json> run_load(engine::AttentionEngine& node, uint32_t vocab, const Options& options,
+                      Nanos deadline) {
   json results = json::array();
   for (size_t i = 0; i < options.streams.size(); ++i) {
     results.push_back({{"prefill", json::array()}, {"decode", json::array()}});
@@ -121,21 +121,25 @@ Result<std::string> run_load(AttentionNode& node, uint32_t vocab, const Options&
           run_once(node, vocab, options, options.streams[i], round + 1, results[i], deadline));
     }
   }
-  node.stop();
-  return json{{"results", results}, {"profile", profile_json(node->status().profile)}}.dump();
+  return results;
+}
+
+/// The results and the attention node's profile, which is complete once the node has stopped.
+std::string load_message(const json& results, const engine::AttentionEngine& node) {
+  return json{{"results", results}, {"profile", profile_json(node.status().profile)}}.dump();
 }
 
 Status run_colocated_child(Channel& channel, const model::Checkpoint& checkpoint,
                            const Options& options, Nanos deadline) {
   const NodeOptions nodes = node_options(options, options.threads, options.cores);
-  VOLLEY_ASSIGN_OR_RETURN(ExpertNode expert, start_expert_node(checkpoint, nodes));
-  VOLLEY_ASSIGN_OR_RETURN(AttentionNode attention, start_attention_node(checkpoint, nodes));
-  VOLLEY_RETURN_IF_ERROR(link_nodes(attention, expert.self(), checkpoint.spec, deadline));
-  VOLLEY_ASSIGN_OR_RETURN(const std::string results,
-                          run_load(attention, checkpoint.spec.vocab, options, deadline));
-  expert.stop();
-  VOLLEY_RETURN_IF_ERROR(channel.send(results, deadline));
-  return channel.send(profile_json(expert->status().profile).dump(), deadline);
+  VOLLEY_ASSIGN_OR_RETURN(ColocatedNodes node, ColocatedNodes::start(checkpoint, nodes));
+  VOLLEY_RETURN_IF_ERROR(
+      link_nodes(node.attention(), node.expert_peer(), checkpoint.spec, deadline));
+  VOLLEY_ASSIGN_OR_RETURN(const json results,
+                          run_load(node.attention(), checkpoint.spec.vocab, options, deadline));
+  node.stop();
+  VOLLEY_RETURN_IF_ERROR(channel.send(load_message(results, node.attention()), deadline));
+  return channel.send(profile_json(node.expert().status().profile).dump(), deadline);
 }
 
 Status run_expert_child(Channel& channel, const model::Checkpoint& checkpoint,
@@ -160,10 +164,11 @@ Status run_attention_child(Channel& channel, const model::Checkpoint& checkpoint
                                    options.attention_cores)));
   VOLLEY_ASSIGN_OR_RETURN(const std::string message, channel.receive(deadline));
   VOLLEY_ASSIGN_OR_RETURN(const engine::ExpertPeer peer, peer_from_message(message));
-  VOLLEY_RETURN_IF_ERROR(link_nodes(node, peer, checkpoint.spec, deadline));
-  VOLLEY_ASSIGN_OR_RETURN(const std::string results,
-                          run_load(node, checkpoint.spec.vocab, options, deadline));
-  return channel.send(results, deadline);
+  VOLLEY_RETURN_IF_ERROR(link_nodes(*node, peer, checkpoint.spec, deadline));
+  VOLLEY_ASSIGN_OR_RETURN(const json results,
+                          run_load(*node, checkpoint.spec.vocab, options, deadline));
+  node.stop();
+  return channel.send(load_message(results, *node), deadline);
 }
 
 /// The instruction set whose peak is the limit: with "auto" the best that the processor has.
@@ -332,7 +337,7 @@ int main(int argc, char** argv) {
   app.add_option("--mode", options.mode,
                  "colocated: one process with both nodes; 1a1e: a process each.")
       ->check(CLI::IsMember({"colocated", "1a1e"}));
-  app.add_option("--threads", options.threads, "colocated: of each node, on the same cores.")
+  app.add_option("--threads", options.threads, "colocated: of both nodes together.")
       ->check(positive);
   app.add_option("--cores", options.cores,
                  "colocated: the cores of both nodes' threads, in order; by default any.")

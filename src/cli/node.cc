@@ -25,6 +25,18 @@ Result<std::unique_ptr<daemon::Role>> start_frontend(const config::ClusterConfig
   return daemon::start_frontend(config, std::move(on_failure));
 }
 
+Result<std::unique_ptr<daemon::Role>> start_attention(const config::ClusterConfig& config,
+                                                      const std::string& node,
+                                                      daemon::OnFailure on_failure) {
+  return daemon::start_attention(config, node, std::move(on_failure));
+}
+
+Result<std::unique_ptr<daemon::Role>> start_expert(const config::ClusterConfig& config,
+                                                   const std::string& node,
+                                                   daemon::OnFailure on_failure) {
+  return daemon::start_expert(config, node, std::move(on_failure));
+}
+
 int run_node(const NodeOptions& options, const GlobalOptions& global, StartRole start) {
   if (options.parent != 0) {
     if (const Status status = end_with_parent(options.parent); !status.ok()) return report(status);
@@ -65,8 +77,8 @@ void add_role(CLI::App& app, const GlobalOptions& global, Run& run, const std::s
 void add_node_commands(CLI::App& app, const GlobalOptions& global, Run& run) {
   add_role(app, global, run, "frontend", "Runs a frontend: the gRPC API, and the controller",
            start_frontend);
-  add_role(app, global, run, "attention", "Runs an attention node", daemon::start_attention);
-  add_role(app, global, run, "expert", "Runs an expert node", daemon::start_expert);
+  add_role(app, global, run, "attention", "Runs an attention node", start_attention);
+  add_role(app, global, run, "expert", "Runs an expert node", start_expert);
 }
 
 }  // namespace volley::cli

@@ -197,18 +197,19 @@ int run_colocated(const config::ClusterConfig& config, const GlobalOptions& glob
       !status.ok()) {
     return report(status);
   }
+  const std::shared_ptr<daemon::Colocation> colocation = daemon::make_colocation(config);
   std::vector<daemon::Start> starts;
   starts.push_back([&](daemon::OnFailure on_failure) {
     return daemon::start_frontend(config, std::move(on_failure));
   });
   for (const auto& node : config.expert.nodes) {
     starts.push_back([&](daemon::OnFailure on_failure) {
-      return daemon::start_expert(config, node.name, std::move(on_failure));
+      return daemon::start_expert(config, node.name, std::move(on_failure), colocation);
     });
   }
   for (const auto& node : config.attention.nodes) {
     starts.push_back([&](daemon::OnFailure on_failure) {
-      return daemon::start_attention(config, node.name, std::move(on_failure));
+      return daemon::start_attention(config, node.name, std::move(on_failure), colocation);
     });
   }
   const Status status =

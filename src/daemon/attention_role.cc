@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "attention_service.h"
+#include "colocation.h"
 #include "node_setup.h"
 #include "volley/base/clock.h"
 #include "volley/control/cluster_view.h"
@@ -21,8 +22,10 @@ namespace {
 
 class AttentionRole final : public Role {
  public:
-  explicit AttentionRole(std::string name) : name_(std::move(name)) {}
+  AttentionRole(std::string name, std::shared_ptr<Colocation> colocation)
+      : name_(std::move(name)), colocation_(std::move(colocation)) {}
   ~AttentionRole() override {
+    if (colocation_) colocation_->stop();
     if (!engine_thread_.joinable()) return;
     begin_stop(0);
     join();
@@ -36,7 +39,7 @@ class AttentionRole final : public Role {
     client_->report_now();  // The frontend sends nothing more.
   }
   void join() override {
-    engine_thread_.join();
+    colocation_ ? colocation_->join() : engine_thread_.join();
     // The engine has ended every sequence; this lets the last chunks and statuses out. Only then
     // does the node leave: what still runs on a node that has left is lost.
     server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
@@ -51,6 +54,7 @@ class AttentionRole final : public Role {
   v1::NodeProfile profile() const;
 
   const std::string name_;
+  const std::shared_ptr<Colocation> colocation_;
   uint32_t layers_ = 0, experts_ = 0;
   protocol::MapVersion last_version_;  // Of the view in force; used by the client's thread.
   std::unique_ptr<engine::AttentionEngine> engine_;
@@ -101,6 +105,7 @@ Status AttentionRole::start(const config::ClusterConfig& config, OnFailure on_fa
                                .dtype = setup.dtype,
                                .threads = node->threads,
                                .cores = node->cores,
+                               .pool = colocation_ ? colocation_->pool() : nullptr,
                                .micro_batches = config.transport.micro_batches,
                                .adaptive_micro_batches = config.transport.adaptive_micro_batches,
                                // `local` runs all roles in one process, on the same cores.
@@ -131,7 +136,11 @@ Status AttentionRole::start(const config::ClusterConfig& config, OnFailure on_fa
                                        [this](const v1::ClusterView& view) { on_view(view); },
                                        std::move(on_failure), [this] { return profile(); }));
   // Last: from here on nothing fails, so the destructor finds a client wherever it finds a thread.
-  engine_thread_ = std::jthread([engine = engine_.get()] { engine->run(); });
+  if (colocation_) {
+    colocation_->add(*engine_);
+  } else {
+    engine_thread_ = std::jthread([engine = engine_.get()] { engine->run(); });
+  }
   return ok_status();
 }
 
@@ -199,8 +208,9 @@ v1::NodeProfile AttentionRole::profile() const {
 }  // namespace
 
 Result<std::unique_ptr<Role>> start_attention(const config::ClusterConfig& config,
-                                              const std::string& node, OnFailure on_failure) {
-  auto role = std::make_unique<AttentionRole>(node);
+                                              const std::string& node, OnFailure on_failure,
+                                              std::shared_ptr<Colocation> colocation) {
+  auto role = std::make_unique<AttentionRole>(node, std::move(colocation));
   VOLLEY_RETURN_IF_ERROR(role->start(config, std::move(on_failure)));
   return role;
 }

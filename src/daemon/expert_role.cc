@@ -4,6 +4,7 @@
 #include <optional>
 #include <thread>
 
+#include "colocation.h"
 #include "node_setup.h"
 #include "volley/base/clock.h"
 #include "volley/daemon/role.h"
@@ -16,8 +17,10 @@ namespace {
 
 class ExpertRole final : public Role {
  public:
-  explicit ExpertRole(std::string name) : name_(std::move(name)) {}
+  ExpertRole(std::string name, std::shared_ptr<Colocation> colocation)
+      : name_(std::move(name)), colocation_(std::move(colocation)) {}
   ~ExpertRole() override {
+    if (colocation_) colocation_->stop();
     if (!engine_thread_.joinable()) return;
     begin_stop(0);
     join();
@@ -28,7 +31,7 @@ class ExpertRole final : public Role {
   const std::string& name() const override { return name_; }
   void begin_stop(Nanos deadline) override { engine_->stop(deadline); }
   void join() override {
-    engine_thread_.join();
+    colocation_ ? colocation_->join() : engine_thread_.join();
     // Only now: as long as the engine serves, attention nodes must find it in the expert map.
     client_->stop();
     spdlog::info("{} has stopped", name_);
@@ -39,6 +42,7 @@ class ExpertRole final : public Role {
   v1::NodeProfile profile() const;
 
   const std::string name_;
+  const std::shared_ptr<Colocation> colocation_;
   std::unique_ptr<engine::ExpertEngine> engine_;
   std::unique_ptr<transport::PulseThread> pulse_;
   std::jthread engine_thread_;
@@ -101,6 +105,7 @@ Status ExpertRole::start(const config::ClusterConfig& config, OnFailure on_failu
                     .dtype = setup.dtype,
                     .threads = node->threads,
                     .cores = node->cores,
+                    .pool = colocation_ ? colocation_->pool() : nullptr,
                     .geometry = setup.geometry,
                     .links_max = config.transport.links_max,
                     .gather_window_max = Nanos{config.transport.gather_window_us} * kMicrosecond,
@@ -120,7 +125,11 @@ Status ExpertRole::start(const config::ClusterConfig& config, OnFailure on_failu
                    config, std::move(registration), [this] { return health(); },
                    [](const v1::ClusterView&) {},  // Attention nodes come to an expert node.
                    std::move(on_failure), [this] { return profile(); }));
-  engine_thread_ = std::jthread([engine = engine_.get()] { engine->run(); });
+  if (colocation_) {
+    colocation_->add(*engine_);
+  } else {
+    engine_thread_ = std::jthread([engine = engine_.get()] { engine->run(); });
+  }
   return ok_status();
 }
 
@@ -146,8 +155,9 @@ v1::NodeProfile ExpertRole::profile() const {
 }  // namespace
 
 Result<std::unique_ptr<Role>> start_expert(const config::ClusterConfig& config,
-                                           const std::string& node, OnFailure on_failure) {
-  auto role = std::make_unique<ExpertRole>(node);
+                                           const std::string& node, OnFailure on_failure,
+                                           std::shared_ptr<Colocation> colocation) {
+  auto role = std::make_unique<ExpertRole>(node, std::move(colocation));
   VOLLEY_RETURN_IF_ERROR(role->start(config, std::move(on_failure)));
   return role;
 }

@@ -12,12 +12,14 @@
 #include <variant>
 
 #include "attention_step.h"
+#include "engine_loop.h"
 #include "expert_links.h"
 #include "progress.h"
 #include "volley/base/check.h"
 #include "volley/base/clock.h"
 #include "volley/base/digest.h"
 #include "volley/base/mailbox.h"
+#include "volley/base/thread_pool.h"
 #include "volley/cache/block_allocator.h"
 #include "volley/scheduler/attention_core.h"
 #include "volley/scheduler/micro_batch_controller.h"
@@ -73,7 +75,7 @@ scheduler::AttentionCoreOptions core_options(const AttentionEngineOptions& optio
 
 }  // namespace
 
-struct AttentionEngine::Impl {
+struct AttentionEngine::Impl final : EngineLoop {
   Impl(const AttentionEngineOptions& opts, const model::ModelSpec& spec,
        std::unique_ptr<transport::Fabric> link_fabric)
       : options(opts),
@@ -81,7 +83,8 @@ struct AttentionEngine::Impl {
         layers(spec.layer_count()),
         top_k(spec.layers.front().moe.top_k),
         geometry(opts.geometry),
-        pool(opts.threads, opts.cores),
+        pool_owner(opts.pool ? opts.pool : std::make_shared<ThreadPool>(opts.threads, opts.cores)),
+        pool(*pool_owner),
         fabric(std::move(link_fabric)),
         core(core_options(opts, spec)),
         links(*fabric, opts.name),
@@ -141,7 +144,8 @@ struct AttentionEngine::Impl {
   const AttentionEngineOptions options;
   const uint32_t vocab, layers, top_k;
   const protocol::LinkGeometry geometry;
-  ThreadPool pool;
+  const std::shared_ptr<ThreadPool> pool_owner;
+  ThreadPool& pool;
   std::unique_ptr<transport::Fabric> fabric;
 
   // Owned by the engine thread.
@@ -504,41 +508,47 @@ struct AttentionEngine::Impl {
     if (changed && options.on_ready_changed) options.on_ready_changed();
   }
 
-  void run() {
+  void begin() override {
     if (const Status pinned = pool.pin_caller(); !pinned.ok()) {
       spdlog::warn("{}: {}", options.name, message_of(pinned));
     }
     profile.start(monotonic_now());
-    while (true) {
-      progress.turn(monotonic_now());
-      handle_commands();
-      handle_events();
-      tick();
-      post_dispatches();  // What a lost link makes another holder take over.
-      Work work;
-      bool worked = false;
-      if (core.next_work(work)) {
-        run_work(work);
-        worked = worked_since_poll = true;
-      }
-      deliver_outputs();
-      unpublished = unpublished || worked;
-      publish_status(!worked);
-      if (worked) continue;  // Look at the peers between any two computations, but do not sleep.
-      // Past the deadline every sequence has ended; what the experts still owe for them is not
-      // waited for.
-      if (stopping && live.empty() && (core.scheduler().idle() || monotonic_now() >= stop_deadline))
-        break;
-      Nanos wake_at = monotonic_now() + std::min(kIdleWait, options.link_timeout / 4);
-      if (const Nanos deadline = core.scheduler().next_deadline(); deadline != 0) {
-        wake_at = std::min(wake_at, deadline);
-      }
-      if (stopping) wake_at = std::min(wake_at, stop_deadline);
-      const Span blocked = core.scheduler().idle() ? Span::kIdle : Span::kWait;
-      profile.lap(Span::kSchedule);
-      fabric->wait(wake_at);
-      profile.lap(blocked);
+  }
+
+  Turn turn() override {
+    progress.turn(monotonic_now());
+    handle_commands();
+    handle_events();
+    tick();
+    post_dispatches();  // What a lost link makes another holder take over.
+    Work work;
+    bool worked = false;
+    if (core.next_work(work)) {
+      run_work(work);
+      worked = worked_since_poll = true;
     }
+    deliver_outputs();
+    unpublished = unpublished || worked;
+    publish_status(!worked);
+    profile.lap(Span::kSchedule);
+    // The peers are looked at between any two computations, but not waited for.
+    if (worked) return {.kind = Turn::Kind::kWorked};
+    // Past the deadline every sequence has ended; what the experts still owe for them is not
+    // waited for.
+    if (stopping && live.empty() && (core.scheduler().idle() || monotonic_now() >= stop_deadline))
+      return {.kind = Turn::Kind::kEnded};
+    Nanos wake_at = monotonic_now() + std::min(kIdleWait, options.link_timeout / 4);
+    if (const Nanos deadline = core.scheduler().next_deadline(); deadline != 0) {
+      wake_at = std::min(wake_at, deadline);
+    }
+    if (stopping) wake_at = std::min(wake_at, stop_deadline);
+    return {.kind = Turn::Kind::kNothing, .wake_at = wake_at};
+  }
+
+  void wait(Nanos until) override { fabric->wait(until); }
+  void rested() override { profile.lap(core.scheduler().idle() ? Span::kIdle : Span::kWait); }
+
+  void finish() override {
     // Submissions that raced with stop() still get their end.
     commands.close();
     handle_commands();
@@ -658,6 +668,10 @@ std::vector<SpanRecord> AttentionEngine::take_trace() const {
 
 void AttentionEngine::run() {
   impl_->run();
+}
+
+EngineLoop& AttentionEngine::loop() {
+  return *impl_;
 }
 
 void AttentionEngine::stop(Nanos deadline) {

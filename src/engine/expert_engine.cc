@@ -10,6 +10,7 @@
 #include <mutex>
 #include <vector>
 
+#include "engine_loop.h"
 #include "finite.h"
 #include "matrix.h"
 #include "progress.h"
@@ -44,7 +45,7 @@ void average(Nanos& mean, Nanos value) {
 
 }  // namespace
 
-struct ExpertEngine::Impl {
+struct ExpertEngine::Impl final : EngineLoop {
   /// A dispatch that waits in its receive slot. The entries are our own copy, checked once: what
   /// lies in shared memory could change under us.
   struct Waiting {
@@ -73,7 +74,8 @@ struct ExpertEngine::Impl {
         kernels(cpu_kernels),
         geometry(opts.geometry),
         rows_max(std::max(kRunRowsMax, geometry.dispatch.entries_max)),
-        pool(opts.threads, opts.cores),
+        pool_owner(opts.pool ? opts.pool : std::make_shared<ThreadPool>(opts.threads, opts.cores)),
+        pool(*pool_owner),
         fabric(std::move(link_fabric)),
         profile(opts.trace_capacity),
         gather({.layers = model_spec.layer_count(),
@@ -101,7 +103,8 @@ struct ExpertEngine::Impl {
   const kernels::CpuKernels& kernels;
   const protocol::LinkGeometry geometry;
   const uint32_t rows_max;
-  ThreadPool pool;
+  const std::shared_ptr<ThreadPool> pool_owner;
+  ThreadPool& pool;
   std::unique_ptr<transport::Fabric> fabric;
 
   // Owned by the engine thread.
@@ -114,6 +117,7 @@ struct ExpertEngine::Impl {
   std::vector<const void*> inputs;
   std::vector<void*> outputs;
   std::vector<kernels::FfnGroup> groups;
+  bool waits = false;  // Answers are awaited from it, or dispatches of a step under way.
   Nanos expert_time = 0;
   Nanos last_dispatch = 0;
   bool computed_since_poll = false;  // What poll() finds may have come a while ago.
@@ -378,37 +382,44 @@ struct ExpertEngine::Impl {
     return now - since > std::max(options.link_timeout, kQuietMin) && !step_under_way();
   }
 
-  void run() {
+  void begin() override {
     if (const Status pinned = pool.pin_caller(); !pinned.ok()) {
       spdlog::warn("{}: {}", options.name, message_of(pinned));
     }
     profile.start(monotonic_now());
-    while (true) {
-      handle_events();
-      drop_silent_links();
-      const Nanos now = monotonic_now();
-      progress.turn(now);
-      const GatherDecision decision = gather.decide(now);
-      if (decision.kind == GatherDecision::Kind::kRun) {
-        compute(decision);
-        computed_since_poll = true;
-      }
-      publish_status();
-      Nanos wake_at = now + std::min(kIdleWait, options.link_timeout / 4);
-      if (stopping.load(std::memory_order_acquire)) {
-        if (stop_seen == 0) stop_seen = now;
-        const Nanos deadline = stop_deadline.load(std::memory_order_relaxed);
-        if (links.empty() || now >= deadline || quiet(now)) break;
-        wake_at = std::min(wake_at, deadline);
-      }
-      if (decision.kind == GatherDecision::Kind::kRun) continue;
-      if (decision.kind == GatherDecision::Kind::kWait)
-        wake_at = std::min(wake_at, decision.wait_until);
-      const bool waits = decision.kind == GatherDecision::Kind::kWait || step_under_way();
-      profile.lap(Span::kSchedule);
-      fabric->wait(wake_at);
-      profile.lap(waits ? Span::kWait : Span::kIdle);
+  }
+
+  Turn turn() override {
+    handle_events();
+    drop_silent_links();
+    const Nanos now = monotonic_now();
+    progress.turn(now);
+    const GatherDecision decision = gather.decide(now);
+    const bool runs = decision.kind == GatherDecision::Kind::kRun;
+    if (runs) {
+      compute(decision);
+      computed_since_poll = true;
     }
+    publish_status();
+    waits = decision.kind == GatherDecision::Kind::kWait || step_under_way();
+    profile.lap(Span::kSchedule);
+    Nanos wake_at = now + std::min(kIdleWait, options.link_timeout / 4);
+    if (stopping.load(std::memory_order_acquire)) {
+      if (stop_seen == 0) stop_seen = now;
+      const Nanos deadline = stop_deadline.load(std::memory_order_relaxed);
+      if (links.empty() || now >= deadline || quiet(now)) return {.kind = Turn::Kind::kEnded};
+      wake_at = std::min(wake_at, deadline);
+    }
+    if (runs) return {.kind = Turn::Kind::kWorked};
+    if (decision.kind == GatherDecision::Kind::kWait)
+      wake_at = std::min(wake_at, decision.wait_until);
+    return {.kind = Turn::Kind::kNothing, .wake_at = wake_at};
+  }
+
+  void wait(Nanos until) override { fabric->wait(until); }
+  void rested() override { profile.lap(waits ? Span::kWait : Span::kIdle); }
+
+  void finish() override {
     for (const auto& [id, link] : links) fabric->close(id);
     links.clear();
     profile.lap(Span::kSchedule);
@@ -447,6 +458,10 @@ std::vector<SpanRecord> ExpertEngine::take_trace() const {
 
 void ExpertEngine::run() {
   impl_->run();
+}
+
+EngineLoop& ExpertEngine::loop() {
+  return *impl_;
 }
 
 void ExpertEngine::stop(Nanos deadline) {

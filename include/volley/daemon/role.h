@@ -3,9 +3,10 @@
 // The roles of a Volley process, and how it starts, waits and stops. A process usually runs one
 // role; with the `local` fabric one process runs them all.
 //
-// Threads of a process: the main thread (signals, start, stop), per engine an engine thread, its
-// pool's workers and one pulse thread, one thread of the controller's client, and what gRPC makes
-// for itself. While it stops, one thread joins the roles, and one drains the frontend.
+// Threads of a process: the main thread (signals, start, stop), per engine an engine thread and its
+// pool's workers (see make_colocation() for two engines on one), one pulse thread, one thread of
+// the controller's client, and what gRPC makes for itself. While it stops, one thread joins the
+// roles, and one drains the frontend.
 
 #include <functional>
 #include <memory>
@@ -35,15 +36,24 @@ class Role {
 /// Called from any thread when a role cannot go on; the process then stops.
 using OnFailure = std::function<void(const Status&)>;
 
+/// What two roles of a process share.
+class Colocation;
+/// For a process with all roles: with one node of each pool, their engines take turns on one thread
+/// and compute with the threads and cores of the node that has more of them. Null with more nodes:
+/// each then has threads of its own.
+std::shared_ptr<Colocation> make_colocation(const config::ClusterConfig& config);
+
 /// Each loads what it needs, listens and joins the cluster; serving begins when its peers are
 /// there, in any order of starting. Errors: as load and listen report them; kNotFound: the file
 /// lists no such node.
 Result<std::unique_ptr<Role>> start_frontend(const config::ClusterConfig& config,
                                              OnFailure on_failure);
 Result<std::unique_ptr<Role>> start_attention(const config::ClusterConfig& config,
-                                              const std::string& node, OnFailure on_failure);
+                                              const std::string& node, OnFailure on_failure,
+                                              std::shared_ptr<Colocation> colocation = nullptr);
 Result<std::unique_ptr<Role>> start_expert(const config::ClusterConfig& config,
-                                           const std::string& node, OnFailure on_failure);
+                                           const std::string& node, OnFailure on_failure,
+                                           std::shared_ptr<Colocation> colocation = nullptr);
 
 /// Starts one role inside run_until_stopped().
 using Start = std::function<Result<std::unique_ptr<Role>>(OnFailure)>;

@@ -17,7 +17,14 @@
 #include "volley/scheduler/sequence.h"
 #include "volley/transport/fabric.h"
 
+namespace volley {
+class ThreadPool;
+}
+
 namespace volley::engine {
+
+class EngineLoop;
+class ExpertEngine;
 
 struct AttentionEngineOptions {
   std::string name;
@@ -26,6 +33,8 @@ struct AttentionEngineOptions {
   uint32_t threads = 1;
   /// For ThreadPool: none, or one for each thread; the engine thread is pinned to the first.
   std::vector<uint32_t> cores{};
+  /// The threads to compute with, instead of `threads` on `cores`: see run_colocated().
+  std::shared_ptr<ThreadPool> pool{};
   uint32_t micro_batches = 2;              ///< m of the link geometry: the most that can be active.
   bool adaptive_micro_batches = false;     ///< Choose the active number from measured times.
   bool shares_cores_with_experts = false;  ///< Then one micro-batch is the best adaptive number.
@@ -122,6 +131,9 @@ class AttentionEngine {
   void pulse();
 
  private:
+  friend void run_colocated(AttentionEngine& attention, ExpertEngine& expert);
+  EngineLoop& loop();
+
   struct Impl;
   explicit AttentionEngine(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;

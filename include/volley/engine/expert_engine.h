@@ -11,7 +11,14 @@
 #include "volley/model/weights.h"
 #include "volley/transport/fabric.h"
 
+namespace volley {
+class ThreadPool;
+}
+
 namespace volley::engine {
+
+class EngineLoop;
+class AttentionEngine;
 
 struct ExpertEngineOptions {
   std::string name;
@@ -20,6 +27,8 @@ struct ExpertEngineOptions {
   uint32_t threads = 1;
   /// For ThreadPool: none, or one for each thread; the engine thread is pinned to the first.
   std::vector<uint32_t> cores{};
+  /// The threads to compute with, instead of `threads` on `cores`: see run_colocated().
+  std::shared_ptr<ThreadPool> pool{};
   protocol::LinkGeometry geometry;  ///< Of the fabric's links.
   uint32_t links_max = 8;
   Nanos gather_window_max = 2 * kMillisecond;
@@ -61,6 +70,9 @@ class ExpertEngine {
   void pulse();
 
  private:
+  friend void run_colocated(AttentionEngine& attention, ExpertEngine& expert);
+  EngineLoop& loop();
+
   struct Impl;
   explicit ExpertEngine(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <thread>
+
+#include "volley/base/thread_pool.h"
+#include "volley/engine/colocated.h"
+
+namespace volley::daemon {
+
+/// What the one attention and the one expert node of a process share: the threads that compute, and
+/// the engine thread. All methods may be called from any thread.
+class Colocation {
+ public:
+  explicit Colocation(std::shared_ptr<ThreadPool> pool) : pool_(std::move(pool)) {}
+
+  const std::shared_ptr<ThreadPool>& pool() const { return pool_; }
+
+  /// The engine thread starts when both engines are there. They must live until join() or stop()
+  /// has returned.
+  void add(engine::AttentionEngine& engine);
+  void add(engine::ExpertEngine& engine);
+  /// Returns when both engines have stopped, or at once if the thread never started.
+  void join();
+  /// Stops both at once.
+  void stop();
+
+ private:
+  void start_if_complete();
+
+  const std::shared_ptr<ThreadPool> pool_;
+  std::mutex mutex_;  // Guards all below.
+  engine::AttentionEngine* attention_ = nullptr;
+  engine::ExpertEngine* expert_ = nullptr;
+  std::jthread thread_;
+};
+
+}  // namespace volley::daemon
