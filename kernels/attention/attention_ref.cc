@@ -29,17 +29,16 @@ Partial attend_split(const AttentionArgs& args, uint32_t row, uint32_t head, uin
     return load_element(args.query[row], cache.dtype, size_t{head} * cache.head_dim + d);
   };
   const auto block = [&](const std::byte* pool, uint32_t t) {
-    return pool + args.row[row].blocks[t / kKvBlockTokens] * cache.block_bytes();
+    return pool + cache.block_offset(kv_head, args.row[row].blocks[t / kKvBlockTokens]);
   };
   const auto key = [&](uint32_t t, uint32_t d) {
-    return load_element(block(cache.keys, t), cache.dtype,
-                        cache.key_index(kv_head, t % kKvBlockTokens, d));
+    return load_element(block(cache.keys, t), cache.dtype, cache.key_index(t % kKvBlockTokens, d));
   };
   const auto visible = [&](uint32_t t) { return t >= begin && t < end; };
   const auto value = [&](uint32_t t, uint32_t d) {
     if (!visible(t)) return 0.0f;
     return load_element(block(cache.values, t), cache.dtype,
-                        cache.value_index(kv_head, t % kKvBlockTokens, d));
+                        cache.value_index(t % kKvBlockTokens, d));
   };
 
   Partial partial = {.largest = -std::numeric_limits<float>::infinity(), .sum = 0.0f, .acc = {}};

@@ -89,6 +89,12 @@ HWY_INLINE __m512bh broadcast_dot_pair(const Bf16* pair) {
   return (__m512bh)_mm512_set1_epi32(bits);
 }
 
+/// As store16, of numbers that are normal or zero: the instruction would flush others.
+HWY_INLINE void store_normal16(F32x16 value, Bf16* target) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(target),
+                      (__m256i)_mm512_cvtneps_pbh(value.part[0].raw));
+}
+
 /// Two steps of fma_flushed per lane: the odd elements, then the even ones.
 HWY_INLINE F32x16 add_dot_pairs(F32x16 sum, __m512bh x, __m512bh y) {
   sum.part[0].raw = _mm512_dpbf16_ps(sum.part[0].raw, x, y);

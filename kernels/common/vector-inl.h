@@ -12,6 +12,7 @@
 
 #include <hwy/highway.h>
 
+#include <bit>
 #include <cstring>
 #include <limits>
 
@@ -166,6 +167,37 @@ HWY_INLINE F32x16 exp16(F32x16 x) {
     p = hn::IfThenElse(hn::Gt(v, hn::Set(f32, kHighest)),
                        hn::Set(f32, std::numeric_limits<float>::infinity()), p);
     result.part[i] = hn::IfThenElse(hn::IsNaN(v), v, p);
+  }
+  return result;
+}
+
+/// exp_f32 in every lane, with its bits, for x that is at most 0 or NaN: then one scaling does, and
+/// nothing overflows.
+HWY_INLINE F32x16 exp16_nonpositive(F32x16 x) {
+  using namespace exp_constants;
+  const F32Tag f32;
+  const I32Tag i32;
+  F32x16 result;
+  for (size_t i = 0; i < kParts; ++i) {
+    const F32Part v = x.part[i];
+    const F32Part rounded = hn::MulAdd(v, hn::Set(f32, kLog2E), hn::Set(f32, kRound));
+    const F32Part n = hn::Sub(rounded, hn::Set(f32, kRound));
+    F32Part r = hn::MulAdd(n, hn::Set(f32, -kLn2High), v);
+    r = hn::MulAdd(n, hn::Set(f32, -kLn2Low), r);
+    F32Part p = hn::Set(f32, kC7);
+    p = hn::MulAdd(p, r, hn::Set(f32, kC6));
+    p = hn::MulAdd(p, r, hn::Set(f32, kC5));
+    p = hn::MulAdd(p, r, hn::Set(f32, kC4));
+    p = hn::MulAdd(p, r, hn::Set(f32, kC3));
+    p = hn::MulAdd(p, r, hn::Set(f32, kC2));
+    p = hn::MulAdd(p, r, hn::Set(f32, 1.0f));
+    p = hn::MulAdd(p, r, hn::Set(f32, 1.0f));
+    // 2^n: the bits of `rounded` are those of kRound plus n, so shifted they are n + 127 in the
+    // exponent field once the bits of kRound - 127 are taken away.
+    const auto bias = hn::Set(i32, std::bit_cast<int32_t>(kRound) - 127);
+    const auto scale = hn::ShiftLeft<23>(hn::Sub(hn::BitCast(i32, rounded), bias));
+    p = hn::Mul(p, hn::BitCast(f32, scale));
+    result.part[i] = hn::IfThenZeroElse(hn::Lt(v, hn::Set(f32, kLowest)), p);
   }
   return result;
 }

@@ -25,10 +25,11 @@ constexpr uint32_t kTileRows = 16 * kBlockRows;
 template <bool kDot>
 void gemm_tile(const GemmArgs& args, uint32_t first_row, uint32_t end_row, uint32_t panel) {
   BlockSums sums;
-  for (uint32_t row = first_row; row < end_row;) {
-    const uint32_t row_count = block_rows(end_row - row);
+  for (RowBlocks block(first_row, end_row); !block.done(); block.next()) {
+    const uint32_t row = block.row();
+    const uint32_t row_count = block.count();
     const uint32_t vectors =
-        accumulate_block<kDot>(args.input.data() + row, row_count, args.weight, panel, sums);
+        accumulate_block<kDot>(args.input.data() + row, block, args.weight, panel, sums);
     for (uint32_t v = 0; v < vectors; ++v) {
       const uint32_t feature = panel * kPanel + v * 16;
       for (uint32_t r = 0; r < row_count; ++r) {
@@ -42,7 +43,6 @@ void gemm_tile(const GemmArgs& args, uint32_t first_row, uint32_t end_row, uint3
         store_features(sum, feature, args.weight.rows, args.output_dtype, output);
       }
     }
-    row += row_count;
   }
 }
 

@@ -29,11 +29,12 @@ void inner_tile(const GroupedFfnArgs& args, const FfnGroup& group, uint32_t pane
   const uint32_t end_row = group.first_row + group.row_count;
   BlockSums gate_sums;
   BlockSums up_sums;
-  for (uint32_t row = group.first_row; row < end_row;) {
-    const uint32_t row_count = block_rows(end_row - row);
+  for (RowBlocks block(group.first_row, end_row); !block.done(); block.next()) {
+    const uint32_t row = block.row();
+    const uint32_t row_count = block.count();
     const void* const* input = args.input.data() + row;
-    const uint32_t vectors = accumulate_block<kDot>(input, row_count, gate, panel, gate_sums);
-    accumulate_block<kDot>(input, row_count, group.weights.up, panel, up_sums);
+    const uint32_t vectors = accumulate_block<kDot>(input, block, gate, panel, gate_sums);
+    accumulate_block<kDot>(input, block, group.weights.up, panel, up_sums);
     for (uint32_t v = 0; v < vectors; ++v) {
       for (uint32_t r = 0; r < row_count; ++r) {
         const uint32_t i = v * row_count + r;
@@ -42,7 +43,6 @@ void inner_tile(const GroupedFfnArgs& args, const FfnGroup& group, uint32_t pane
                        static_cast<std::byte*>(args.workspace) + (row + r) * row_bytes);
       }
     }
-    row += row_count;
   }
 }
 
@@ -52,20 +52,20 @@ void output_tile(const GroupedFfnArgs& args, const FfnGroup& group, uint32_t pan
   const size_t row_bytes = down.cols * dtype_bytes(args.dtype);
   const uint32_t end_row = group.first_row + group.row_count;
   BlockSums sums;
-  for (uint32_t row = group.first_row; row < end_row;) {
-    const uint32_t row_count = block_rows(end_row - row);
+  for (RowBlocks block(group.first_row, end_row); !block.done(); block.next()) {
+    const uint32_t row = block.row();
+    const uint32_t row_count = block.count();
     const void* inner[kBlockRows];
     for (uint32_t r = 0; r < row_count; ++r) {
       inner[r] = static_cast<const std::byte*>(args.workspace) + (row + r) * row_bytes;
     }
-    const uint32_t vectors = accumulate_block<kDot>(inner, row_count, down, panel, sums);
+    const uint32_t vectors = accumulate_block<kDot>(inner, block, down, panel, sums);
     for (uint32_t v = 0; v < vectors; ++v) {
       for (uint32_t r = 0; r < row_count; ++r) {
         store_features(load16(sums.sum[v * row_count + r]), panel * kPanel + v * 16, down.rows,
                        args.dtype, args.output[row + r]);
       }
     }
-    row += row_count;
   }
 }
 

@@ -73,15 +73,16 @@ void rope_append_row(const RopeAppendArgs& args, uint32_t row) {
     rotate_head(x, cosine, sine, half, query + first);
   }
   const KvPosition position = args.position[row];
-  T* keys = reinterpret_cast<T*>(cache.keys + position.block * cache.block_bytes());
-  T* values = reinterpret_cast<T*>(cache.values + position.block * cache.block_bytes());
   for (uint32_t head = 0; head < cache.kv_heads; ++head) {
+    const size_t block = cache.block_offset(head, position.block);
+    T* keys = reinterpret_cast<T*>(cache.keys + block);
+    T* values = reinterpret_cast<T*>(cache.values + block);
     const float* key = qkv + size_t{args.heads + head} * head_dim;
     T rotated[kHeadDimMax];
     const float* x = head_to_rotate(key, args.key_norm, args.norm_epsilon, head_dim, normed);
     rotate_head(x, cosine, sine, half, rotated);
     for (uint32_t i = 0; i < head_dim; ++i) {
-      keys[cache.key_index(head, position.offset, i)] = rotated[i];
+      keys[cache.key_index(position.offset, i)] = rotated[i];
     }
     const float* value = key + size_t{cache.kv_heads} * head_dim;
     T stored[kHeadDimMax];
@@ -90,7 +91,7 @@ void rope_append_row(const RopeAppendArgs& args, uint32_t row) {
       store_up_to(load_up_to(value + i, count), count, stored + i);
     }
     for (uint32_t i = 0; i < head_dim; ++i) {
-      values[cache.value_index(head, position.offset, i)] = stored[i];
+      values[cache.value_index(position.offset, i)] = stored[i];
     }
   }
 }

@@ -42,16 +42,16 @@ void rope_append(const RopeAppendArgs& args, ThreadPool& pool) {
       }
     }
     const auto [block, offset] = args.position[row];
-    std::byte* keys = cache.keys + block * cache.block_bytes();
-    std::byte* values = cache.values + block * cache.block_bytes();
     for (uint32_t head = 0; head < cache.kv_heads; ++head) {
+      std::byte* keys = cache.keys + cache.block_offset(head, block);
+      std::byte* values = cache.values + cache.block_offset(head, block);
       const float* key = qkv + size_t{args.heads + head} * cache.head_dim;
       const float* value = key + size_t{cache.kv_heads} * cache.head_dim;
       const float* x =
           head_to_rotate(key, args.key_norm, args.norm_epsilon, cache.head_dim, normed);
       for (uint32_t i = 0; i < cache.head_dim; ++i) {
-        store_element(keys, cache.dtype, cache.key_index(head, offset, i), rotated(x, i));
-        store_element(values, cache.dtype, cache.value_index(head, offset, i), value[i]);
+        store_element(keys, cache.dtype, cache.key_index(offset, i), rotated(x, i));
+        store_element(values, cache.dtype, cache.value_index(offset, i), value[i]);
       }
     }
   });

@@ -72,12 +72,6 @@ double matrix_bytes(uint32_t rows, uint32_t cols) {
   return static_cast<double>(kernels::packed_bytes(rows, cols, DType::kBf16));
 }
 
-/// Some contracts name the dtype of their input, others take the weight's.
-template <class Args>
-void set_input_dtype(Args& args, DType dtype) {
-  if constexpr (requires { args.input_dtype; }) args.input_dtype = dtype;
-}
-
 struct GemmShape {
   const char* name;
   uint32_t features;
@@ -107,7 +101,6 @@ class GemmCase : public KernelCase {
   void run(const CpuKernels& kernels, Arena& arena, ThreadPool& pool) override {
     kernels::GemmArgs args{};
     args.input = input_.in();
-    set_input_dtype(args, DType::kBf16);
     args.weight = arena.take_matrix(shape_.features, shape_.inputs);
     args.output = output_.out();
     args.output_dtype = shape_.output;
@@ -168,19 +161,22 @@ class GroupedFfnCase : public KernelCase {
   std::vector<kernels::FfnGroup> groups_;
 };
 
-/// The arena as a cache: keys in its first half, values in the second, blocks in an arbitrary
-/// order, as a cache hands them out that has served for a while.
+/// The arena as a cache: keys in its first half, values in the second. Blocks in order, as the
+/// allocator hands them out where there is room, or scattered, as in a cache that is nearly full.
 class PagedArena {
  public:
   PagedArena() = default;
-  PagedArena(const Arena& arena, uint32_t head_dim)
+  PagedArena(const Arena& arena, uint32_t head_dim, bool scattered)
       : view_{.keys = arena.bytes().data(),
               .values = arena.bytes().data() + arena.bytes().size() / 2,
               .kv_heads = kKvHeads,
               .head_dim = head_dim,
-              .dtype = DType::kBf16},
-        blocks_(arena.bytes().size() / 2 / view_.block_bytes()) {
+              .dtype = DType::kBf16} {
+    view_.block_count =
+        static_cast<uint32_t>(arena.bytes().size() / 2 / kKvHeads / view_.head_block_bytes());
+    blocks_.resize(view_.block_count);
     std::iota(blocks_.begin(), blocks_.end(), 0u);
+    if (!scattered) return;
     SplitMix64 random(head_dim);
     for (size_t i = blocks_.size() - 1; i > 0; --i) {
       std::swap(blocks_[i], blocks_[random.below(i + 1)]);
@@ -209,13 +205,14 @@ uint32_t blocks_for(uint32_t tokens) {
 /// tokens of one sequence.
 class AttentionCase : public KernelCase {
  public:
-  AttentionCase(bool decode, uint32_t head_dim, uint32_t rows)
+  AttentionCase(bool decode, bool scattered, uint32_t head_dim, uint32_t rows)
       : KernelCase("attention",
-                   fmt::format("{}, {}/{} heads of {}",
+                   fmt::format("{}{}, {}/{} heads of {}",
                                decode ? fmt::format("decode at {}", kContextTokens) : "prefill",
-                               kHeads, kKvHeads, head_dim),
+                               scattered ? " scattered" : "", kHeads, kKvHeads, head_dim),
                    rows),
         decode_(decode),
+        scattered_(scattered),
         head_dim_(head_dim) {}
 
   KernelCost cost() const override {
@@ -229,7 +226,7 @@ class AttentionCase : public KernelCase {
   void prepare(const Arena& arena) override {
     query_ = RowBuffer(rows(), kHeads * head_dim_, DType::kBf16);
     output_ = RowBuffer(rows(), kHeads * head_dim_, DType::kBf16);
-    cache_ = PagedArena(arena, head_dim_);
+    cache_ = PagedArena(arena, head_dim_, scattered_);
     for (uint32_t i = 0; i < rows(); ++i) {
       row_.push_back({.blocks = nullptr, .position = decode_ ? kContextTokens - 1 : i});
     }
@@ -252,6 +249,7 @@ class AttentionCase : public KernelCase {
 
  private:
   bool decode_;
+  bool scattered_;
   uint32_t head_dim_;
   RowBuffer query_, output_;
   PagedArena cache_;
@@ -493,10 +491,12 @@ std::vector<std::unique_ptr<KernelCase>> make_kernel_cases() {
   }
   for (const uint32_t head_dim : {64u, 128u}) {
     for (const uint32_t rows : {1u, 16u, 64u}) {
-      cases.push_back(std::make_unique<AttentionCase>(true, head_dim, rows));
+      for (const bool scattered : {false, true}) {
+        cases.push_back(std::make_unique<AttentionCase>(true, scattered, head_dim, rows));
+      }
     }
     for (const uint32_t rows : {128u, 512u}) {
-      cases.push_back(std::make_unique<AttentionCase>(false, head_dim, rows));
+      cases.push_back(std::make_unique<AttentionCase>(false, false, head_dim, rows));
     }
   }
   constexpr uint32_t kPointwiseRows[] = {1, 64, 512};

@@ -91,10 +91,11 @@ kernels::KvCacheView AttentionStep::kv_view(uint32_t layer) const {
   const model::AttentionSpec& attention = spec_.layers[layer].attention;
   kernels::KvCacheView view{.keys = nullptr,
                             .values = nullptr,
+                            .block_count = options_.kv_blocks,
                             .kv_heads = attention.kv_heads,
                             .head_dim = attention.head_dim,
                             .dtype = options_.dtype};
-  const size_t pool = view.block_bytes() * options_.kv_blocks;
+  const size_t pool = view.pool_bytes();
   // Offsets assume equal layers, which allocate() has checked.
   view.keys = kv_memory_.bytes().data() + 2 * layer * pool;
   view.values = view.keys + pool;

@@ -54,25 +54,27 @@ class Cache {
  public:
   Cache(const Sequence& sequence, uint64_t seed)
       : block_count_((sequence.tokens + 15) / 16 + 3),
-        pools_(2 * block_count_ * view_of(sequence.layout).block_bytes()) {
+        pools_(2 * view_of(sequence.layout, block_count_).pool_bytes()) {
     const Layout& layout = sequence.layout;
-    view_ = view_of(layout);
+    view_ = view_of(layout, block_count_);
     view_.keys = pools_.data();
-    view_.values = pools_.data() + block_count_ * view_.block_bytes();
+    view_.values = pools_.data() + view_.pool_bytes();
     blocks_.resize(block_count_);
     std::iota(blocks_.begin(), blocks_.end(), 0u);
     SplitMix64 random(seed);
-    for (size_t i = block_count_ - 1; i > 0; --i)
+    // In every other cache some stretches stay in order: kernels may read those differently.
+    for (size_t i = block_count_ - 1; i > 0; --i) {
+      if (seed % 2 == 1 && i % 32 > 12) continue;
       std::swap(blocks_[i], blocks_[random.below(i + 1)]);
+    }
     for (uint32_t t = 0; t < sequence.tokens; ++t) {
-      std::byte* keys = view_.keys + blocks_[t / 16] * view_.block_bytes();
-      std::byte* values = view_.values + blocks_[t / 16] * view_.block_bytes();
       for (uint32_t head = 0; head < layout.kv_heads; ++head) {
+        std::byte* keys = view_.keys + view_.block_offset(head, blocks_[t / 16]);
+        std::byte* values = view_.values + view_.block_offset(head, blocks_[t / 16]);
         for (uint32_t d = 0; d < layout.head_dim; ++d) {
           const size_t source = (size_t{t} * layout.kv_heads + head) * layout.head_dim + d;
-          store_element(keys, layout.dtype, view_.key_index(head, t % 16, d),
-                        sequence.keys[source]);
-          store_element(values, layout.dtype, view_.value_index(head, t % 16, d),
+          store_element(keys, layout.dtype, view_.key_index(t % 16, d), sequence.keys[source]);
+          store_element(values, layout.dtype, view_.value_index(t % 16, d),
                         sequence.values[source]);
         }
       }
@@ -83,8 +85,11 @@ class Cache {
   const uint32_t* blocks() const { return blocks_.data(); }
 
  private:
-  static KvCacheView view_of(const Layout& layout) {
-    return {.kv_heads = layout.kv_heads, .head_dim = layout.head_dim, .dtype = layout.dtype};
+  static KvCacheView view_of(const Layout& layout, size_t block_count) {
+    return {.block_count = static_cast<uint32_t>(block_count),
+            .kv_heads = layout.kv_heads,
+            .head_dim = layout.head_dim,
+            .dtype = layout.dtype};
   }
 
   size_t block_count_;

@@ -147,6 +147,7 @@ TEST(RopeAppend, EveryInstructionSetHasTheBitsOfTheReference) {
                            RowBuffer(2, kBlocks * kv_width * 16, test.dtype)};
       const KvCacheView view = {.keys = static_cast<std::byte*>(output.cache.row(0)),
                                 .values = static_cast<std::byte*>(output.cache.row(1)),
+                                .block_count = kBlocks,
                                 .kv_heads = test.kv_heads,
                                 .head_dim = test.head_dim,
                                 .dtype = test.dtype};
@@ -200,16 +201,13 @@ TEST(RopeAppend, EveryInstructionSetHasTheBitsOfTheReference) {
       }
       for (uint32_t head = 0; head < test.kv_heads; ++head) {
         const uint32_t key = (test.heads + head) * test.head_dim;
-        const size_t block = size_t{positions[r].block} * kv_width * 16;
+        const size_t block = (size_t{head} * kBlocks + positions[r].block) * test.head_dim * 16;
         for (uint32_t i = 0; i < test.head_dim; ++i) {
           const uint32_t offset = positions[r].offset;
           const bool pairs = test.dtype == DType::kBf16;
-          const size_t key_index =
-              pairs ? ((head * test.head_dim / 2 + i / 2) * 16 + offset) * 2 + i % 2
-                    : (head * test.head_dim + i) * 16 + offset;
-          const size_t value_index =
-              pairs ? ((head * 8 + offset / 2) * test.head_dim + i) * 2 + offset % 2
-                    : (head * 16 + offset) * test.head_dim + i;
+          const size_t key_index = pairs ? (i / 2 * 16 + offset) * 2 + i % 2 : i * 16 + offset;
+          const size_t value_index = pairs ? (offset / 2 * test.head_dim + i) * 2 + offset % 2
+                                           : offset * test.head_dim + i;
           expect_rotated(key, i, expected.cache.at(0, block + key_index));
           EXPECT_EQ(expected.cache.at(1, block + value_index),
                     round_to(qkv.at(r, key + kv_width + i), test.dtype));
