@@ -66,7 +66,7 @@ TEST(KernelBench, RefusesWrongOptionsWithTheValue) {
 
 TEST(KernelBench, MeasuresWhatTheFilterSelects) {
   KernelBenchOptions options;
-  options.filter = "^(router/top 2 of 8|gemm/output 1024x1024|attention/decode.*64)/rows=1$";
+  options.filter = "^(router/top 2 of 8|gemm/output 1024x1024|attention/decode at 1024, 16.*64)/rows=1$";
   options.min_time_ms = 1;
   options.repetitions = 2;
   const auto report = run_kernel_bench(options, silent);
