@@ -42,6 +42,13 @@ nlohmann::json run_description(int argc, char** argv) {
           {"cores", allowed_cores()}};
 }
 
+Status check_writable(const std::string& path) {
+  if (path.empty()) return ok_status();
+  std::ofstream file(path, std::ios::binary | std::ios::app);
+  if (!file) return invalid_argument("cannot write {}: {}", path, errno_text(errno));
+  return ok_status();
+}
+
 Status write_text_file(const std::string& path, const std::string& text) {
   std::ofstream file(path, std::ios::binary | std::ios::trunc);
   file << text;

@@ -64,6 +64,7 @@ class ModelFolder {
 
   /// A Mixtral kind of model: top-2 of `experts`, and a vocabulary so small that the head, which
   /// has no counterpart on the expert node, costs next to nothing.
+  /// The last one stays in options.model_path, if that is set.
   Result<model::Checkpoint> checkpoint(const Options& options, uint32_t ffn) const {
     const json config{{"architectures", {"MixtralForCausalLM"}},
                       {"model_type", "mixtral"},
@@ -82,26 +83,28 @@ class ModelFolder {
                       {"tie_word_embeddings", false},
                       {"hidden_act", "silu"},
                       {"torch_dtype", "bfloat16"}};
-    VOLLEY_RETURN_IF_ERROR(write_text_file(path_ + "/config.json", config.dump(2)));
-    return model::Checkpoint::open_dummy(path_, 1);
-  }
-
-  /// Leaves the last checkpoint()'s config.json in `path`. Errors: kUnavailable.
-  Status copy_to(const std::string& path) const {
-    std::error_code error;
-    std::filesystem::create_directories(path, error);
-    if (!error) {
-      std::filesystem::copy_file(path_ + "/config.json", path + "/config.json",
-                                 std::filesystem::copy_options::overwrite_existing, error);
+    const std::string text = config.dump(2);
+    VOLLEY_RETURN_IF_ERROR(write_text_file(path_ + "/config.json", text));
+    if (!options.model_path.empty()) {
+      std::error_code error;
+      std::filesystem::create_directories(options.model_path, error);
+      if (error) return unavailable("cannot make {}: {}", options.model_path, error.message());
+      VOLLEY_RETURN_IF_ERROR(write_text_file(options.model_path + "/config.json", text));
     }
-    if (error) return unavailable("cannot write {}/config.json: {}", path, error.message());
-    return ok_status();
+    return model::Checkpoint::open_dummy(path_, 1);
   }
 
  private:
   explicit ModelFolder(std::string path) : path_(std::move(path)) {}
   std::string path_;
 };
+
+/// The model of this run. Its folder is gone when this returns: a checkpoint of dummies reads only
+/// its config.json, once.
+Result<model::Checkpoint> make_checkpoint(const Options& options, uint32_t ffn) {
+  VOLLEY_ASSIGN_OR_RETURN(const ModelFolder folder, ModelFolder::create());
+  return folder.checkpoint(options, ffn);
+}
 
 /// All repetitions of one number of micro-batches, and the one window that counts: the fastest.
 /// Other work on the machine only ever takes away.
@@ -140,7 +143,7 @@ Result<Window> quick_window(const model::Checkpoint& checkpoint, PairOptions pai
 }
 
 /// Chooses the width of the experts so that T_a and T_e agree.
-Result<uint32_t> tune_ffn(const ModelFolder& folder, const Options& options) {
+Result<uint32_t> tune_ffn(const Options& options) {
   // Equal operations per row, to begin with: QKV and output projection against two experts.
   const uint32_t width = options.heads * 64;
   uint32_t ffn = (2 * width + width / 2) / 6 / kFfnStep * kFfnStep + kFfnStep;
@@ -148,7 +151,7 @@ Result<uint32_t> tune_ffn(const ModelFolder& folder, const Options& options) {
   double best_error = INFINITY;
   std::vector<uint32_t> tried;
   for (uint32_t i = 0; i < kCalibrationsMax; ++i) {
-    VOLLEY_ASSIGN_OR_RETURN(const auto checkpoint, folder.checkpoint(options, ffn));
+    VOLLEY_ASSIGN_OR_RETURN(const auto checkpoint, make_checkpoint(options, ffn));
     VOLLEY_ASSIGN_OR_RETURN(const Window window, quick_window(checkpoint, options.pair));
     const double ratio = window.times.attention / window.times.expert;
     std::fprintf(stderr, "calibration: FFN %u: T_a %.1f us, T_e %.1f us\n", ffn,
@@ -338,13 +341,14 @@ std::string picture(const std::vector<Setting>& settings) {
 }
 
 Status run(const Options& options, const json& description) {
-  VOLLEY_ASSIGN_OR_RETURN(const ModelFolder folder, ModelFolder::create());
+  for (const std::string& path : {options.markdown_path, options.svg_path, options.json_path}) {
+    VOLLEY_RETURN_IF_ERROR(check_writable(path));
+  }
   uint32_t ffn = options.ffn;
   if (ffn == 0) {
-    VOLLEY_ASSIGN_OR_RETURN(ffn, tune_ffn(folder, options));
+    VOLLEY_ASSIGN_OR_RETURN(ffn, tune_ffn(options));
   }
-  VOLLEY_ASSIGN_OR_RETURN(const auto checkpoint, folder.checkpoint(options, ffn));
-  if (!options.model_path.empty()) VOLLEY_RETURN_IF_ERROR(folder.copy_to(options.model_path));
+  VOLLEY_ASSIGN_OR_RETURN(const auto checkpoint, make_checkpoint(options, ffn));
   VOLLEY_ASSIGN_OR_RETURN(const Window balanced, quick_window(checkpoint, options.pair));
   const auto delay = static_cast<Nanos>(options.delay_share * larger(balanced.times));
 

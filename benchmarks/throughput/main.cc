@@ -16,7 +16,9 @@
 #include "common/streams.h"
 #include "model_cost.h"
 #include "volley/base/clock.h"
+#include "volley/base/cores.h"
 #include "volley/bench/limits.h"
+#include "volley/bench/machine.h"
 #include "volley/protocol/wire.h"
 
 namespace volley::benchmarks {
@@ -277,15 +279,21 @@ uint32_t threads_at_once(const Options& options) {
   if (!options.colocated()) {
     return static_cast<uint32_t>(options.attention_cores.size() + options.expert_cores.size());
   }
-  // With one micro-batch the two nodes take turns.
-  const uint32_t threads = options.threads * (options.micro_batches > 1 ? 2 : 1);
-  return std::min(threads, static_cast<uint32_t>(allowed_cores().size()));
+  return options.threads;
 }
 
 Status run(const Options& options, const json& description) {
   VOLLEY_ASSIGN_OR_RETURN(const model::Checkpoint checkpoint,
                           model::Checkpoint::open_dummy(options.model, 1));
-  const uint32_t threads = threads_at_once(options);
+  VOLLEY_RETURN_IF_ERROR(check_writable(options.json_path));
+  for (const auto* cores : {&options.cores, &options.attention_cores, &options.expert_cores}) {
+    if (options.colocated() == (cores == &options.cores))
+      VOLLEY_RETURN_IF_ERROR(check_cores(*cores));
+  }
+  // No more than there are: hardware threads of one core share its limits.
+  VOLLEY_ASSIGN_OR_RETURN(const bench::Machine machine, bench::inspect_machine());
+  const uint32_t threads =
+      std::min(threads_at_once(options), static_cast<uint32_t>(machine.cores.size()));
   VOLLEY_ASSIGN_OR_RETURN(const bench::Limits before,
                           bench::measure_limits(threads, options.limits_seconds));
   VOLLEY_ASSIGN_OR_RETURN(const Messages messages, run_processes(checkpoint, options));

@@ -26,7 +26,7 @@ inline void check(const GemmArgs& args) {
 inline void check(const AttentionArgs& args) {
   VOLLEY_CHECK(args.query.size() == args.output.size() && args.query.size() == args.row.size());
   VOLLEY_CHECK(args.cache.kv_heads != 0 && args.heads % args.cache.kv_heads == 0);
-  VOLLEY_CHECK(args.cache.head_dim <= kHeadDimMax);
+  VOLLEY_CHECK(args.cache.head_dim % 2 == 0 && args.cache.head_dim <= kHeadDimMax);
 }
 
 inline void check(const RouterArgs& args) {

@@ -32,7 +32,9 @@ struct KvCacheView {
   constexpr size_t head_block_bytes() const {
     return size_t{head_dim} * kKvBlockTokens * dtype_bytes(dtype);
   }
-  constexpr size_t pool_bytes() const { return kv_heads * block_count * head_block_bytes(); }
+  constexpr size_t pool_bytes() const {
+    return size_t{kv_heads} * block_count * head_block_bytes();
+  }
 
   /// Where one head's keys (values) of a block lie in their pool.
   constexpr size_t block_offset(uint32_t kv_head, uint32_t block) const {

@@ -58,8 +58,8 @@ bool spin_until(Nanos patience, Pause pause, Done done) {
   }
 }
 
-/// Tiles that nobody has begun, [first, end) in one word. A tile that has left a run never comes
-/// back in the same round, so a value that compares equal is still true.
+/// Tiles that nobody has begun, [first, end) in one word, which is all of its state: a value that
+/// compares equal is still true, also when the run was elsewhere meanwhile.
 class TileRun {
  public:
   void set(uint32_t first, uint32_t end) {

@@ -70,13 +70,13 @@ uint32_t BlockAllocator::find(uint32_t from, uint64_t invert) const {
 uint32_t BlockAllocator::find_start(uint32_t count) {
   uint32_t best = block_count_, best_length = 0;
   uint32_t from = search_from_;
-  uint32_t scanned_from = from;
+  bool wrapped = false;
   for (uint32_t run = 0; run < kRunsCompared; ++run) {
     uint32_t begin = find_free(from);
     if (begin == block_count_) {
-      if (scanned_from == 0) break;  // All of the pool has been seen.
+      if (wrapped || search_from_ == 0) break;  // All of the pool has been seen.
       // From the front, up to where the search began.
-      scanned_from = 0;
+      wrapped = true;
       begin = find_free(0);
     }
     const uint32_t end = find_used(begin);
@@ -85,7 +85,7 @@ uint32_t BlockAllocator::find_start(uint32_t count) {
       best_length = end - begin;
     }
     from = end;
-    if (scanned_from == 0 && from >= search_from_) break;
+    if (wrapped && from >= search_from_) break;
   }
   search_from_ = from < block_count_ ? from : 0;
   VOLLEY_CHECK(best_length > 0);

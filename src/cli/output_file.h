@@ -12,7 +12,7 @@ namespace volley::cli {
 /// cannot be written is told at once. An empty path: writes nothing.
 class OutputFile {
  public:
-  /// Truncates the file. Errors: kInvalidArgument naming the path.
+  /// Creates the file, or leaves what it holds until write(). Errors: kInvalidArgument naming the path.
   static Result<OutputFile> open(const std::string& path);
   /// Writes `text` and closes the file. Called once. Errors: kResourceExhausted.
   Status write(const std::string& text);

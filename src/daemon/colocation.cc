@@ -5,6 +5,12 @@
 
 namespace volley::daemon {
 
+std::shared_ptr<ThreadPool> Colocation::pool() {
+  const std::lock_guard lock(mutex_);
+  if (!pool_) pool_ = std::make_shared<ThreadPool>(threads_, cores_);
+  return pool_;
+}
+
 void Colocation::add(engine::AttentionEngine& engine) {
   const std::lock_guard lock(mutex_);
   attention_ = &engine;
@@ -40,10 +46,10 @@ std::shared_ptr<Colocation> make_colocation(const config::ClusterConfig& config)
   if (config.attention.nodes.size() != 1 || config.expert.nodes.size() != 1) return nullptr;
   const config::AttentionNodeConfig& attention = config.attention.nodes.front();
   const config::ExpertNodeConfig& expert = config.expert.nodes.front();
-  const bool attention_has_more = attention.threads >= expert.threads;
-  return std::make_shared<Colocation>(
-      attention_has_more ? std::make_shared<ThreadPool>(attention.threads, attention.cores)
-                         : std::make_shared<ThreadPool>(expert.threads, expert.cores));
+  const bool by_attention = attention.threads > expert.threads ||
+                            (attention.threads == expert.threads && !attention.cores.empty());
+  return by_attention ? std::make_shared<Colocation>(attention.threads, attention.cores)
+                      : std::make_shared<Colocation>(expert.threads, expert.cores);
 }
 
 }  // namespace volley::daemon

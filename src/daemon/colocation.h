@@ -3,6 +3,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <vector>
 
 #include "volley/base/thread_pool.h"
 #include "volley/engine/colocated.h"
@@ -13,9 +14,12 @@ namespace volley::daemon {
 /// the engine thread. All methods may be called from any thread.
 class Colocation {
  public:
-  explicit Colocation(std::shared_ptr<ThreadPool> pool) : pool_(std::move(pool)) {}
+  Colocation(uint32_t threads, std::vector<uint32_t> cores)
+      : threads_(threads), cores_(std::move(cores)) {}
 
-  const std::shared_ptr<ThreadPool>& pool() const { return pool_; }
+  /// Made by the first call, not before: threads inherit the mask of signals, which
+  /// run_until_stopped() sets before it starts a role.
+  std::shared_ptr<ThreadPool> pool();
 
   /// The engine thread starts when both engines are there. They must live until join() or stop()
   /// has returned.
@@ -29,8 +33,10 @@ class Colocation {
  private:
   void start_if_complete();
 
-  const std::shared_ptr<ThreadPool> pool_;
+  const uint32_t threads_;
+  const std::vector<uint32_t> cores_;
   std::mutex mutex_;  // Guards all below.
+  std::shared_ptr<ThreadPool> pool_;
   engine::AttentionEngine* attention_ = nullptr;
   engine::ExpertEngine* expert_ = nullptr;
   std::jthread thread_;

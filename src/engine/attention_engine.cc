@@ -545,6 +545,7 @@ struct AttentionEngine::Impl final : EngineLoop {
     return {.kind = Turn::Kind::kNothing, .wake_at = wake_at};
   }
 
+  bool linked() const override { return links.open_count() > 0; }
   void wait(Nanos until) override { fabric->wait(until); }
   void rested() override { profile.lap(core.scheduler().idle() ? Span::kIdle : Span::kWait); }
 

@@ -91,7 +91,7 @@ class AttentionStep {
   const kernels::CpuKernels& kernels_;
   ThreadPool& pool_;
 
-  Mapping kv_memory_;  // [layers][keys, values][kv_blocks][block bytes]
+  Mapping kv_memory_;  // [layers][keys, values] of KvCacheView::pool_bytes()
   std::vector<MicroBatch> micro_batches_;
   std::vector<float> inverse_frequency_;
 

@@ -6,6 +6,13 @@
 #include "engine_loop.h"
 
 namespace volley::engine {
+namespace {
+
+// Messages of a link that is being opened come to either engine, and only one is waited for: until
+// both have a link, the other one is looked at this often.
+constexpr Nanos kLinkingWait = 2 * kMillisecond;
+
+}  // namespace
 
 void run_colocated(AttentionEngine& attention, ExpertEngine& expert) {
   using Kind = EngineLoop::Turn::Kind;
@@ -17,6 +24,7 @@ void run_colocated(AttentionEngine& attention, ExpertEngine& expert) {
   for (const Engine& engine : engines) engine.loop.begin();
   while (true) {
     bool worked = false;
+    bool linked = true;
     EngineLoop* waiter = nullptr;
     Nanos wake_at = std::numeric_limits<Nanos>::max();
     for (Engine& engine : engines) {
@@ -32,11 +40,13 @@ void run_colocated(AttentionEngine& attention, ExpertEngine& expert) {
       }
       worked = worked || turn.kind == Kind::kWorked;
       wake_at = std::min(wake_at, turn.wake_at);
+      linked = linked && engine.loop.linked();
       // Of two, the attention engine: requests and everything else from outside come to it.
       if (waiter == nullptr) waiter = &engine.loop;
     }
     if (waiter == nullptr && !worked) return;
-    if (!worked) waiter->wait(wake_at);
+    if (worked) continue;
+    waiter->wait(linked ? wake_at : std::min(wake_at, monotonic_now() + kLinkingWait));
   }
 }
 

@@ -27,6 +27,8 @@ class EngineLoop {
   /// The time since the last turn was not the engine's own: it goes to the profile as waiting.
   virtual void rested() = 0;
   virtual void finish() = 0;
+  /// It has an open link.
+  virtual bool linked() const = 0;
 
   /// Drives this engine alone.
   void run() {

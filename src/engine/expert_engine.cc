@@ -416,6 +416,7 @@ struct ExpertEngine::Impl final : EngineLoop {
     return {.kind = Turn::Kind::kNothing, .wake_at = wake_at};
   }
 
+  bool linked() const override { return !links.empty(); }
   void wait(Nanos until) override { fabric->wait(until); }
   void rested() override { profile.lap(waits ? Span::kWait : Span::kIdle); }
 

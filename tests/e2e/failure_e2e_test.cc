@@ -107,6 +107,8 @@ TEST(Stop, LetsRunningStreamsFinish) {
     SCOPED_TRACE(fabric);
     ClusterOptions options = long_streams();
     options.fabric = fabric;
+    // Signals must not reach a thread that was started too early to have them blocked.
+    options.threads = 2;
     options.stop_timeout_ms = 20'000;
     Cluster cluster(options);
     ASSERT_TRUE(cluster.up());

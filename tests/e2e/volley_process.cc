@@ -190,10 +190,10 @@ void Cluster::configure() {
           : "  path: model\n  weights: dummy\n  seed: 7\n";
   std::string attention, expert;
   for (uint32_t i = 0; i < options_.attention; ++i) {
-    attention += fmt::format("    - name: attention-{}\n", i);
+    attention += fmt::format("    - name: attention-{}\n      threads: {}\n", i, options_.threads);
   }
   for (uint32_t i = 0; i < options_.expert; ++i)
-    expert += fmt::format("    - name: expert-{}\n", i);
+    expert += fmt::format("    - name: expert-{}\n      threads: {}\n", i, options_.threads);
   write_file(
       file(),
       fmt::format("cluster: e2e\n"

@@ -97,6 +97,7 @@ std::map<std::string, pid_t> processes_with(const std::string& cluster_file);
 struct ClusterOptions {
   std::string fabric = "shm";
   uint32_t attention = 1, expert = 1, micro_batches = 1;
+  uint32_t threads = 1;                 ///< Of each node.
   bool adaptive_micro_batches = false;  ///< `micro_batches: auto`.
   /// The bundled model; else the random one, with dummy weights.
   bool bundled_model = false;

@@ -33,7 +33,7 @@ class ThreadPool {
  public:
   /// `thread_count` counts the calling thread; at least 1. With `cores`, of which there must be one
   /// for each thread, worker i runs on cores[i] only, and cores[0] is for the caller. A core that
-  /// check_cores() refuses is not pinned to.
+  /// pin_this_thread() refuses is not pinned to.
   explicit ThreadPool(uint32_t thread_count, std::span<const uint32_t> cores = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
