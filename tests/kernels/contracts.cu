@@ -15,7 +15,8 @@ namespace volley::kernels {
 
 static_assert(sizeof(KvPosition) == 8);
 static_assert(sizeof(AttentionRow) == 16);
-static_assert(packed_bytes(17, 3, DType::kBf16) == 2 * 16 * 3 * 2);
+static_assert(packed_bytes(17, 3, DType::kBf16) == 64 * 4 * 2);
+static_assert(packed_bytes(65, 3, DType::kF32) == 128 * 3 * 4);
 
 /// A kernel that takes a contract's types by value, as the CUDA backend's will.
 __global__ void fill_positions(KvPosition* position, KvCacheView cache, unsigned int count) {
