@@ -24,7 +24,7 @@ namespace volley::rdma {
 struct WorkId {
   uint32_t owner = 0;  ///< For example, a link.
   uint16_t index = 0;  ///< For example, a slot.
-  uint8_t kind = 0;
+  uint8_t kind = 0;    ///< At most 254.
   uint8_t rail = 0;
   bool operator==(const WorkId&) const = default;
 };
@@ -58,21 +58,21 @@ struct DeviceAttributes {
 
 enum class CompletionStatus : uint8_t {
   kOk,
-  kFlushed,            ///< The queue pair was already broken when this request's turn came.
-  kRetryExceeded,      ///< The peer does not acknowledge: dead, or unreachable.
-  kReceiverNotReady,   ///< The peer had no receive for an immediate for too long.
-  kRemoteAccess,       ///< The peer's memory region does not allow it, or is gone.
-  kRemoteError,        ///< The peer could not complete it for another reason.
-  kLocalError,         ///< Our own request was wrong: length, key, queue pair.
+  kFlushed,           ///< The queue pair was already broken when this request's turn came.
+  kRetryExceeded,     ///< The peer does not acknowledge: dead, or unreachable.
+  kReceiverNotReady,  ///< The peer had no receive for an immediate for too long.
+  kRemoteAccess,      ///< The peer's memory region does not allow it, or is gone.
+  kRemoteError,       ///< The peer could not complete it for another reason.
+  kLocalError,        ///< Our own request was wrong: length, key, queue pair.
 };
 const char* completion_status_name(CompletionStatus status);
 
 struct Completion {
-  WorkId work;                  ///< Of a write. Of a receive it is {}.
+  WorkId work;  ///< Of a write. Of a receive it is {}.
   CompletionStatus status = CompletionStatus::kOk;
-  bool received = false;        ///< A write of the peer with this immediate has landed.
-  uint32_t queue_pair = 0;      ///< The local queue pair's number.
-  uint32_t immediate = 0;       ///< When `received` and kOk; host order.
+  bool received = false;    ///< A write of the peer with this immediate has landed.
+  uint32_t queue_pair = 0;  ///< The local queue pair's number.
+  uint32_t immediate = 0;   ///< When `received` and kOk; host order.
   uint32_t vendor_error = 0;
 };
 
@@ -119,11 +119,11 @@ struct WriteRequest {
 };
 
 struct ConnectionOptions {
-  uint8_t service_level = 0;   ///< InfiniBand SL; on RoCE the priority where the fabric maps it.
-  uint8_t traffic_class = 0;   ///< RoCE v2: DSCP << 2 and ECN.
+  uint8_t service_level = 0;  ///< InfiniBand SL; on RoCE the priority where the fabric maps it.
+  uint8_t traffic_class = 0;  ///< RoCE v2: DSCP << 2 and ECN.
   uint8_t hop_limit = 64;
-  uint8_t ack_timeout = 12;    ///< 4.096 us * 2^x until a packet is sent again, 1 to 31.
-  uint8_t retries = 6;         ///< 0 to 6. Soft-RoCE takes 7 as "for ever".
+  uint8_t ack_timeout = 12;  ///< 4.096 us * 2^x until a packet is sent again, 1 to 31.
+  uint8_t retries = 6;       ///< 0 to 6. Soft-RoCE takes 7 as "for ever".
   uint8_t receiver_not_ready_retries = 7;  ///< 7: for ever.
   uint8_t receiver_not_ready_timer = 8;    ///< IBTA code; 8 is 0.16 ms.
 };
