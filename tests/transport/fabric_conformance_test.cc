@@ -138,7 +138,7 @@ class FabricConformance : public ::testing::TestWithParam<Param> {
     EXPECT_TRUE(expert.events.empty());
   }
 
-  rdma::FakeNetwork network{{.seed = 5}};
+  rdma::FakeNetwork network;
   Node attention, expert;
   LinkId to_expert, to_attention;
 };
