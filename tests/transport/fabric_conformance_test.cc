@@ -625,6 +625,12 @@ TEST_P(FabricConformance, MessagesAllocateNothing) {
 
 // --- Two threads, random traffic.
 
+// How many dispatches, and as many answers.
+uint64_t soak_messages() {
+  const char* text = std::getenv("VOLLEY_TEST_MESSAGES");
+  return text == nullptr ? 10'000 : std::strtoull(text, nullptr, 10);
+}
+
 // An expert node that answers everything: `rows` of the answer are drawn from the dispatch's
 // sequence.
 void answer_all(Node& node, const std::atomic<bool>& stop, std::atomic<uint64_t>& torn) {
@@ -656,7 +662,7 @@ void answer_all(Node& node, const std::atomic<bool>& stop, std::atomic<uint64_t>
 }
 
 TEST_P(FabricConformance, RandomTrafficIsNeitherLostNorTornNorInvented) {
-  constexpr uint64_t kMessages = 10'000;  // And as many answers.
+  const uint64_t messages = soak_messages();
   const FaultPolicy rough{.seed = 42,
                           .delay_max = 40 * kMicrosecond,
                           .late_probability = 0.002,
@@ -700,10 +706,10 @@ TEST_P(FabricConformance, RandomTrafficIsNeitherLostNorTornNorInvented) {
     send(attention, link, header);
   };
   for (size_t i = 0; i < experts.size(); ++i) connect(i);
-  const Nanos end = monotonic_now() + 30 * kSecond;
+  const Nanos end = monotonic_now() + 30 * kSecond + static_cast<Nanos>(messages) * kMillisecond;
   Nanos longest_wait = 0;
   FabricEvent events[16];
-  while (answered < kMessages && monotonic_now() < end && !HasFailure()) {
+  while (answered < messages && monotonic_now() < end && !HasFailure()) {
     const size_t count = attention.fabric->poll(events);
     for (size_t i = 0; i < count; ++i) {
       const auto& [kind, link, slot, code] = events[i];
@@ -739,7 +745,7 @@ TEST_P(FabricConformance, RandomTrafficIsNeitherLostNorTornNorInvented) {
   stop = true;
   for (Node& node : experts) node.fabric->wake();
   for (std::thread& thread : threads) thread.join();
-  EXPECT_GE(answered, kMessages);
+  EXPECT_GE(answered, messages);
   EXPECT_LT(longest_wait, 2 * kSecond) << "a wake-up was lost";
   EXPECT_EQ(torn, 0u);
   EXPECT_EQ(sequence, answered + outstanding.size() + lost);  // Lost: with a failed link, only.
