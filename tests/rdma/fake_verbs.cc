@@ -820,6 +820,7 @@ Step FakeQueuePair::transfer() {
     // What was acknowledged before is known to have landed, unless that got lost too.
     return lose(answers_pass ? executed_ : completed_);
   }
+  if (answers_pass) attempts_lost_ = 0;
   return place.landed_bytes < place.request.bytes ? land(place, *peer) : finish(place, *peer);
 }
 
@@ -838,7 +839,6 @@ Step FakeQueuePair::land(Place& place, FakeQueuePair& peer) {
   std::memmove(reinterpret_cast<std::byte*>(request.remote_address) + place.landed_bytes,
                source(place) + place.landed_bytes, bytes);
   place.landed_bytes += bytes;
-  attempts_lost_ = 0;
   if (place.landed_bytes == request.bytes) place.delay_steps = draw_delay();
   return Step::kMoved;
 }
@@ -850,6 +850,7 @@ Step FakeQueuePair::finish(Place& place, FakeQueuePair& peer) {
   }
   if (place.request.immediate.has_value()) {
     if (peer.receives_ == nullptr || peer.receives_->available == 0) {
+      if (!device.net->passes(*peer_port_, device.port)) return lose(completed_);
       if (options_.receiver_not_ready_retries == kForever) return Step::kBlocked;
       if (attempts_refused_++ == options_.receiver_not_ready_retries) {
         break_at(executed_, CompletionStatus::kReceiverNotReady);
@@ -858,7 +859,7 @@ Step FakeQueuePair::finish(Place& place, FakeQueuePair& peer) {
     }
     peer.push_receive(CompletionStatus::kOk, *place.request.immediate);
   }
-  attempts_lost_ = attempts_refused_ = 0;
+  attempts_refused_ = 0;
   place.delay_steps = draw_delay();
   // The receive may have overrun a queue that is ours as well, which broke us.
   if (state_ == State::kConnected) ++executed_;
