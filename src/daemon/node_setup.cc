@@ -65,10 +65,11 @@ Result<NodeSetup> set_up_node(const config::ClusterConfig& config) {
   setup.sequence_tokens_max =
       limit != 0 ? limit : std::min(spec.max_positions, kSequenceTokensDefaultMax);
   // All instruction sets of the CPU backend give equal bits (kernels/cpu_kernels.h), so the set is
-  // not part of it; the compiler and its math library are.
+  // not part of it; the compiler and its math library are, and the versions of the contracts: of
+  // the sums (pairs) and of the draw (sample), by which a request goes on at another node.
   setup.numerics_fingerprint =
-      fmt::format("cpu/pairs-1/{}/tp1/{}/libc-{}", kernels::dtype_name(setup.dtype), __VERSION__,
-                  ::gnu_get_libc_version());
+      fmt::format("cpu/pairs-1/sample-2/{}/tp1/{}/libc-{}", kernels::dtype_name(setup.dtype),
+                  __VERSION__, ::gnu_get_libc_version());
   return setup;
 }
 
