@@ -568,7 +568,7 @@ void describe_ports(ibv_device* device, std::vector<PortDescription>& out) {
     description.pci_path = resolved(std::string(device->ibdev_path) + "/device");
     for (const ibv_gid_entry& gid : gids) {
       if (gid.port_num != static_cast<uint32_t>(number)) continue;
-      Gid& entry = description.gids.emplace_back();
+      GidEntry& entry = description.gids.emplace_back();
       entry.index = static_cast<int>(gid.gid_index);
       entry.type = type_of(gid.gid_type);
       std::memcpy(entry.bytes.data(), gid.gid.raw, entry.bytes.size());

@@ -50,7 +50,7 @@ std::string ports_text(const std::vector<PortDescription>& ports) {
   std::string text = "there are";
   for (const PortDescription& port : ports) {
     text += fmt::format(" {}:{} ({}", port.device, port.port, port.state);
-    for (const Gid& gid : port.gids) {
+    for (const GidEntry& gid : port.gids) {
       if (is_mapped(gid.bytes)) text += ", " + gid_text(gid.bytes);
     }
     text += ")";
@@ -59,7 +59,7 @@ std::string ports_text(const std::vector<PortDescription>& ports) {
 }
 
 // Lower is better.
-int gid_rank(const PortDescription& port, const Gid& gid) {
+int gid_rank(const PortDescription& port, const GidEntry& gid) {
   if (port.link_layer == LinkLayer::kInfiniBand) return gid.index;
   if (gid.type != GidType::kRoceV2) return 3;
   if (is_mapped(gid.bytes)) return 0;
@@ -69,8 +69,8 @@ int gid_rank(const PortDescription& port, const Gid& gid) {
 // The index of the GID to use on `port`, or -1.
 int choose_gid(const PortDescription& port, const PortSelector& selector,
                const std::array<uint8_t, 16>& ip) {
-  const Gid* best = nullptr;
-  for (const Gid& gid : port.gids) {
+  const GidEntry* best = nullptr;
+  for (const GidEntry& gid : port.gids) {
     if (selector.gid_index >= 0 && gid.index != selector.gid_index) continue;
     if (!selector.ip.empty() && gid.bytes != ip) continue;
     if (best == nullptr || gid_rank(port, gid) < gid_rank(port, *best)) best = &gid;

@@ -13,7 +13,7 @@ namespace volley::rdma {
 
 enum class GidType : uint8_t { kInfiniBand, kRoceV1, kRoceV2 };
 
-struct Gid {
+struct GidEntry {
   int index = 0;
   GidType type = GidType::kRoceV2;
   std::array<uint8_t, 16> bytes{};
@@ -30,7 +30,7 @@ struct PortDescription {
   std::string state;  ///< "PORT_ACTIVE", for messages.
   /// Where the device sits: the resolved sysfs path of its PCI function; "" for software devices.
   std::string pci_path;
-  std::vector<Gid> gids;  ///< By index; empty entries left out.
+  std::vector<GidEntry> gids;  ///< By index; empty entries left out.
 };
 
 /// What an operator says about the port to use. All that is given must hold.
