@@ -132,7 +132,8 @@ class UcxEndpoint final : public M2nEndpoint {
   }
 
   Status receive(uint32_t link, uint32_t slot) {
-    const ucp_request_param_t param{.op_attr_mask = UCP_OP_ATTR_FLAG_NO_IMM_CMPL};
+    ucp_request_param_t param{};
+    param.op_attr_mask = UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
     ucs_status_ptr_t request =
         ucp_tag_recv_nbx(worker_.get(), buffers_.receive(link, slot), buffers_.receive_bytes(),
                          tag_of(peer_of(link), slot), ~ucp_tag_t{0}, &param);
