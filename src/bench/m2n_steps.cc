@@ -15,6 +15,7 @@
 
 #include "volley/base/clock.h"
 #include "volley/base/fd.h"
+#include "volley/bench/machine.h"
 
 namespace volley::bench {
 namespace {
@@ -195,35 +196,69 @@ Result<double> socket_round_trip_seconds(uint64_t bytes, uint64_t answer_bytes, 
   return seconds;
 }
 
-Result<M2nSteps> measure(const M2nBenchOptions& options, const PlainPlaces& places,
-                         uint64_t bytes) {
-  VOLLEY_RETURN_IF_ERROR(pin_this_thread(places.near_core));
-  const bool two_cores = places.near_core != places.far_core;
-  const uint64_t answer_bytes = options.answer_bytes;
+/// A stream of messages in one direction, with a byte back when the last is in.
+Result<double> socket_stream_seconds(uint64_t bytes, uint32_t far_core, bool polling) {
+  VOLLEY_ASSIGN_OR_RETURN(SocketPair pair, loopback_pair());
+  const uint64_t messages = std::max<uint64_t>(4, (8 << 20) / bytes);
+  std::thread sink([&, far = pair.far.get()] {
+    [[maybe_unused]] const Status pinned = pin_this_thread(far_core);
+    std::vector<std::byte> rows(bytes);
+    const std::byte done{};
+    while (true) {
+      for (uint64_t i = 0; i < messages; ++i) {
+        if (!receive_all(far, rows, polling).ok()) return;
+      }
+      if (!send_all(far, std::span(&done, 1), polling).ok()) return;
+    }
+  });
+  const std::vector<std::byte> rows(bytes);
+  std::byte done{};
+  const auto seconds = best_seconds([&] {
+    for (uint64_t i = 0; i < messages; ++i) {
+      VOLLEY_RETURN_IF_ERROR(send_all(pair.near.get(), rows, polling));
+    }
+    return receive_all(pair.near.get(), std::span(&done, 1), polling);
+  });
+  ::shutdown(pair.near.get(), SHUT_RDWR);
+  sink.join();
+  if (!seconds.ok()) return seconds.status();
+  return *seconds / static_cast<double>(messages);
+}
+
+Result<M2nSteps> measure(const M2nStepOptions& options) {
+  VOLLEY_RETURN_IF_ERROR(pin_this_thread(options.near_core));
+  const bool two_cores = options.near_core != options.far_core;
   M2nSteps steps;
-  if (options.fabric == "tcp") {
+  if (options.sockets) {
     // Blocking sockets do better where the other end needs the core, polling ones elsewhere.
-    VOLLEY_ASSIGN_OR_RETURN(
-        steps.plain_round_trip,
-        socket_round_trip_seconds(bytes, answer_bytes, places.far_core, two_cores));
+    if (options.stream) {
+      VOLLEY_ASSIGN_OR_RETURN(steps.plain_stream,
+                              socket_stream_seconds(options.bytes, options.far_core, two_cores));
+      return steps;
+    }
+    VOLLEY_ASSIGN_OR_RETURN(steps.plain_round_trip,
+                            socket_round_trip_seconds(options.bytes, options.answer_bytes,
+                                                      options.far_core, two_cores));
     return steps;
   }
-  VOLLEY_ASSIGN_OR_RETURN(steps.copy_dispatch, copy_seconds(bytes));
-  VOLLEY_ASSIGN_OR_RETURN(steps.copy_answer, copy_seconds(answer_bytes));
-  if (two_cores) {
-    VOLLEY_ASSIGN_OR_RETURN(steps.plain_round_trip,
-                            memory_round_trip_seconds(bytes, answer_bytes, places.far_core));
+  VOLLEY_ASSIGN_OR_RETURN(steps.copy_dispatch, copy_seconds(options.bytes));
+  if (options.answer_bytes > 0) {
+    VOLLEY_ASSIGN_OR_RETURN(steps.copy_answer, copy_seconds(options.answer_bytes));
+  }
+  if (two_cores && !options.stream) {
+    VOLLEY_ASSIGN_OR_RETURN(
+        steps.plain_round_trip,
+        memory_round_trip_seconds(options.bytes, options.answer_bytes, options.far_core));
   }
   return steps;
 }
 
 }  // namespace
 
-Result<M2nSteps> measure_m2n_steps(const M2nBenchOptions& options, const PlainPlaces& places,
-                                   uint64_t bytes) {
+Result<M2nSteps> measure_m2n_steps(const M2nStepOptions& options) {
   // A thread of its own: the caller's affinity is inherited by the peers.
   Result<M2nSteps> steps = M2nSteps{};
-  std::thread([&] { steps = measure(options, places, bytes); }).join();
+  std::thread([&] { steps = measure(options); }).join();
   return steps;
 }
 

@@ -4,7 +4,7 @@
 #include "commands.h"
 #include "output_file.h"
 #include "volley/bench/kernel_bench.h"
-#include "volley/bench/m2n_bench.h"
+#include "volley/bench/m2n_command.h"
 
 namespace volley::cli {
 namespace {
@@ -60,15 +60,12 @@ void add_kernels(CLI::App& bench, Run& run) {
   command->callback([options, &run] { run = [options] { return run_kernels(*options); }; });
 }
 
-struct M2nOptions {
-  bench::M2nBenchOptions bench;
-  std::string json;
-};
-
-int run_m2n(const M2nOptions& options) {
-  auto json = OutputFile::open(options.json);
+int run_m2n(const bench::M2nCommand& command) {
+  const auto options = command.options();
+  if (!options.ok()) return report(options.status());
+  auto json = OutputFile::open(command.json);
   if (!json.ok()) return report(json.status());
-  const auto measured = bench::run_m2n_bench(options.bench, print_progress);
+  const auto measured = bench::run_m2n_bench(*options, print_progress);
   if (!measured.ok()) return report(measured.status());
   std::fputs(bench::format_m2n_report(*measured).c_str(), stdout);
   if (const Status status = json->write(bench::m2n_report_json(*measured)); !status.ok()) {
@@ -78,47 +75,15 @@ int run_m2n(const M2nOptions& options) {
 }
 
 void add_m2n(CLI::App& bench, Run& run) {
-  auto options = std::make_shared<M2nOptions>();
-  bench::M2nBenchOptions& values = options->bench;
-  CLI::App* command = bench.add_subcommand(
-      "m2n", "Times round trips between M senders and N receivers on this host");
+  auto options = std::make_shared<bench::M2nCommand>();
+  CLI::App* command =
+      bench.add_subcommand("m2n", "Times messages between M senders and N receivers on this host");
   command
-      ->add_option("--fabric", values.fabric,
+      ->add_option("--fabric", options->bench.fabric,
                    "shm or tcp: the peers are processes; local: they are threads")
       ->check(CLI::IsMember({"shm", "tcp", "local"}))
       ->capture_default_str();
-  command->add_option("--m", values.senders, "Senders")
-      ->check(CLI::Range(1u, bench::kM2nPeersMax))
-      ->capture_default_str();
-  command->add_option("--n", values.receivers, "Receivers")
-      ->check(CLI::Range(1u, bench::kM2nPeersMax))
-      ->capture_default_str();
-  command
-      ->add_option("--bytes", values.bytes,
-                   "Sizes of a dispatch to one receiver, separated by commas: 2KB to 8MB")
-      ->delimiter(',')
-      ->transform(CLI::AsSizeValue(false))
-      ->capture_default_str();
-  command->add_option("--answer-bytes", values.answer_bytes, "Size of an answer: 2KB to 8MB")
-      ->transform(CLI::AsSizeValue(false))
-      ->capture_default_str();
-  command->add_option("--iterations", values.iterations, "Measured round trips of each sender")
-      ->check(CLI::Range(1u, 10'000'000u))
-      ->capture_default_str();
-  command->add_option("--warmup", values.warmup, "Round trips before them")
-      ->check(CLI::Range(0u, 10'000'000u))
-      ->capture_default_str();
-  command
-      ->add_option("--pin", values.cores,
-                   "Cores for the peers, separated by commas: senders first, around and around")
-      ->delimiter(',');
-  command->add_option("--wait", values.wait, "How peers wait: sleep, as the engines do, or poll")
-      ->check(CLI::IsMember({"sleep", "poll"}))
-      ->capture_default_str();
-  command->add_option("--timeout-ms", values.timeout_ms, "For all round trips of one size")
-      ->check(CLI::Range(1u, 86'400'000u))
-      ->capture_default_str();
-  command->add_option("--json", options->json, "Writes the report to this file as well");
+  options->add_options(*command);
   command->callback([options, &run] { run = [options] { return run_m2n(*options); }; });
 }
 

@@ -27,48 +27,67 @@ size_t consume(std::array<iovec, 2>& parts, size_t bytes) {
 void StreamParser::open(Inbox* inbox, std::byte* slots) {
   inbox_ = inbox;
   slots_ = slots;
-  header_left_ = header_.size();
+  in_message_ = false;
   payload_ = {};
+  ahead_begin_ = ahead_end_ = 0;
+  bytes_copied_ = 0;
 }
 
-size_t StreamParser::buffers(std::array<iovec, 2>& out) {
-  if (header_left_ > 0) {
-    out[0] = {header_.data() + (header_.size() - header_left_), header_left_};
-    return 1;
-  }
+size_t StreamParser::buffers(Buffers& out) {
   size_t count = 0;
   for (const iovec& part : payload_) {
     if (part.iov_len > 0) out[count++] = part;
   }
+  // At most the beginning of a header.
+  const size_t kept = ahead_end_ - ahead_begin_;
+  std::memmove(ahead_.data(), ahead_.data() + ahead_begin_, kept);
+  ahead_begin_ = 0;
+  ahead_end_ = kept;
+  out[count++] = {ahead_.data() + kept, ahead_.size() - kept};
   return count;
 }
 
 Result<StreamParser::Progress> StreamParser::advance(size_t received) {
-  if (header_left_ > 0) {
-    VOLLEY_CHECK(received <= header_left_);
-    header_left_ -= received;
-    if (header_left_ > 0) return Progress::kPartial;
-    return accept_header();
+  ahead_end_ += consume(payload_, received);
+  VOLLEY_CHECK(ahead_end_ <= ahead_.size());
+  while (true) {
+    if (in_message_) {
+      take_ahead();
+      if (payload_[0].iov_len + payload_[1].iov_len > 0) return Progress::kPartial;
+      in_message_ = false;
+      return Progress::kMessage;
+    }
+    if (ahead_end_ - ahead_begin_ < sizeof(protocol::MessageHeader)) return Progress::kPartial;
+    VOLLEY_ASSIGN_OR_RETURN(const Progress progress, accept_header());
+    if (progress != Progress::kPartial) return progress;
   }
-  VOLLEY_CHECK(consume(payload_, received) == 0);
-  if (payload_[0].iov_len + payload_[1].iov_len > 0) return Progress::kPartial;
-  header_left_ = header_.size();
-  return Progress::kMessage;
+}
+
+void StreamParser::take_ahead() {
+  for (iovec& part : payload_) {
+    const size_t bytes = std::min(part.iov_len, ahead_end_ - ahead_begin_);
+    if (bytes == 0) continue;
+    std::memcpy(part.iov_base, ahead_.data() + ahead_begin_, bytes);
+    ahead_begin_ += bytes;
+    bytes_copied_ += bytes;
+    part.iov_base = static_cast<std::byte*>(part.iov_base) + bytes;
+    part.iov_len -= bytes;
+  }
 }
 
 Result<StreamParser::Progress> StreamParser::accept_header() {
   Heartbeat heartbeat;
-  std::memcpy(&heartbeat, header_.data(), sizeof heartbeat);
+  std::memcpy(&heartbeat, ahead_.data() + ahead_begin_, sizeof heartbeat);
   if (heartbeat.magic == kHeartbeatMagic) {
     const Heartbeat allowed{.incarnation = inbox_->expected().incarnation};
     if (std::memcmp(&heartbeat, &allowed, sizeof allowed) != 0) {
       return data_loss("a heartbeat has a wrong version, incarnation or reserved field");
     }
-    header_left_ = header_.size();
+    ahead_begin_ += sizeof heartbeat;
     return Progress::kHeartbeat;
   }
   protocol::MessageHeader header;
-  std::memcpy(&header, header_.data(), sizeof header);
+  std::memcpy(&header, ahead_.data() + ahead_begin_, sizeof header);
   const protocol::Expectation& expected = inbox_->expected();
   if (header.slot >= 2 * expected.micro_batches) {
     return data_loss("header.slot is {}, allowed: below {}", header.slot,
@@ -81,9 +100,9 @@ Result<StreamParser::Progress> StreamParser::accept_header() {
   std::memcpy(slot, &header, sizeof header);
   payload_[0] = {slot + layout.entries_offset(), header.entry_count * sizeof(protocol::Entry)};
   payload_[1] = {slot + layout.rows_offset(), size_t{header.row_count} * layout.row_bytes};
-  if (payload_[0].iov_len + payload_[1].iov_len > 0) return Progress::kPartial;
-  header_left_ = header_.size();
-  return Progress::kMessage;
+  ahead_begin_ += sizeof header;
+  in_message_ = true;
+  return Progress::kPartial;
 }
 
 void StreamWriter::open(int fd, uint64_t incarnation, Waiter* waiter, uint64_t tag) {

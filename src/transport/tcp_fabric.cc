@@ -1,5 +1,6 @@
 // `tcp`: links over TCP connections, one epoll set a node. Rows go from the send slot to the kernel
-// and from the kernel to the receive slot; user space copies nothing but headers.
+// and from the kernel to the receive slot; user space copies nothing but headers and what a read
+// takes ahead of them (StreamParser).
 //
 // The slots are private memory of this process, so revocation is the end of the connection: only
 // our own reads write to a receive slot, and they stop with it.
@@ -27,6 +28,12 @@ struct TcpLink : LinkCore {
 
 // Reads of one link before the others get their turn.
 constexpr int kReadsAtOnce = 16;
+
+// Up to so many links are read without asking epoll first: a read in vain costs no more than the
+// question.
+constexpr size_t kDirectLinksMax = 2;
+// How long such a poll loop may go without asking for newcomers.
+constexpr Nanos kFetchInterval = 50 * kMicrosecond;
 
 constexpr uint64_t kLinkTag = uint64_t{2} << 32;  // | LinkId
 
@@ -115,8 +122,21 @@ class TcpFabric final : public FabricBase<TcpLink> {
   }
 
   void progress() override {
-    waiter_.fetch();
-    waiter_.drain([this](uint64_t tag, uint32_t events) { handle(tag, events); });
+    // Its only writer is this thread.
+    const bool direct = !pulsed_.empty() && pulsed_.size() <= kDirectLinksMax;
+    if (direct) {
+      for (TcpLink& link : links_) {
+        if (link.state != LinkState::kOpen) continue;
+        link.writer.flush();
+        read(link);
+      }
+    }
+    if (!direct || slept_ || now_ - fetched_at_ >= kFetchInterval) {
+      slept_ = false;
+      fetched_at_ = now_;
+      waiter_.fetch();
+      waiter_.drain([this](uint64_t tag, uint32_t events) { handle(tag, events); });
+    }
     callers_.expire(now_);
   }
 
@@ -138,7 +158,7 @@ class TcpFabric final : public FabricBase<TcpLink> {
 
   void read(TcpLink& link) {
     for (int i = 0; i < kReadsAtOnce; ++i) {
-      std::array<iovec, 2> buffers;
+      StreamParser::Buffers buffers;
       const size_t count = link.parser.buffers(buffers);
       size_t wanted = 0;
       for (size_t k = 0; k < count; ++k) wanted += buffers[k].iov_len;
@@ -148,11 +168,23 @@ class TcpFabric final : public FabricBase<TcpLink> {
       if (got < 0) return fail(link, unavailable("{}: {}", link.peer.name, errno_text(errno)));
       if (got == 0) return fail(link, unavailable("{} closed the link or died", link.peer.name));
       link.last_heard = now_;
-      const Result<StreamParser::Progress> progress = link.parser.advance(static_cast<size_t>(got));
-      if (!progress.ok()) return fail(link, progress.status());
-      if (*progress == StreamParser::Progress::kMessage) received(link, link.parser.slot());
+      if (const Status status = parse(link, static_cast<size_t>(got)); !status.ok()) {
+        return fail(link, status);
+      }
       if (static_cast<size_t>(got) < wanted) return;  // Drained.
     }
+  }
+
+  Status parse(TcpLink& link, size_t bytes) {
+    using Progress = StreamParser::Progress;
+    const uint64_t copied = link.parser.bytes_copied();
+    VOLLEY_ASSIGN_OR_RETURN(Progress progress, link.parser.advance(bytes));
+    while (progress != Progress::kPartial) {
+      if (progress == Progress::kMessage) received(link, link.parser.slot());
+      VOLLEY_ASSIGN_OR_RETURN(progress, link.parser.advance(0));
+    }
+    counters_.bytes_copied += link.parser.bytes_copied() - copied;
+    return ok_status();
   }
 
   void transmit(TcpLink& link, uint32_t slot, const MessageSizes& sizes) override {
@@ -164,7 +196,7 @@ class TcpFabric final : public FabricBase<TcpLink> {
   }
 
   bool input_ready() override { return waiter_.fetch(); }
-  void set_sleeping(bool) override {}
+  void set_sleeping(bool) override { slept_ = true; }
 
   Nanos idle_deadline() const override { return callers_.deadline(); }
 
@@ -180,6 +212,8 @@ class TcpFabric final : public FabricBase<TcpLink> {
   void release(TcpLink&) override {}
 
   TcpCallers callers_;
+  bool slept_ = true;
+  Nanos fetched_at_ = 0;
   std::mutex pulse_mutex_;
   std::vector<TcpLink*> pulsed_;  // Open links, for pulse(). Guarded by pulse_mutex_.
 };

@@ -25,23 +25,68 @@ void expect_no_children() {
   EXPECT_EQ(errno, ECHILD);
 }
 
+M2nShape mxn(uint32_t senders, uint32_t receivers) {
+  return {.senders = senders, .receivers = receivers};
+}
+
 TEST(M2nBound, CopiesFollowOneAnother) {
   const M2nSteps steps{.copy_dispatch = 10, .copy_answer = 1, .plain_round_trip = 99};
   // Written, read, answered, read.
-  EXPECT_DOUBLE_EQ(m2n_bound_seconds(steps, 1, 1, 2), 22);
+  EXPECT_DOUBLE_EQ(m2n_round_trip_bound_seconds(steps, mxn(1, 1), 2), 22);
   // One sender writes four dispatches, the last of which is read and answered.
-  EXPECT_DOUBLE_EQ(m2n_bound_seconds(steps, 1, 4, 8), 4 * 10 + 10 + 2);
+  EXPECT_DOUBLE_EQ(m2n_round_trip_bound_seconds(steps, mxn(1, 4), 8), 4 * 10 + 10 + 2);
   // One receiver reads four dispatches and answers each.
-  EXPECT_DOUBLE_EQ(m2n_bound_seconds(steps, 4, 1, 8), 10 + 4 * 11 + 1);
+  EXPECT_DOUBLE_EQ(m2n_round_trip_bound_seconds(steps, mxn(4, 1), 8), 10 + 4 * 11 + 1);
   // All copies of sixteen links, on one core.
-  EXPECT_DOUBLE_EQ(m2n_bound_seconds(steps, 4, 4, 1), 16 * 22);
+  EXPECT_DOUBLE_EQ(m2n_round_trip_bound_seconds(steps, mxn(4, 4), 1), 16 * 22);
 }
 
 TEST(M2nBound, SocketsShareTheCores) {
-  const M2nSteps steps{.copy_dispatch = 0, .copy_answer = 0, .plain_round_trip = 10};
-  EXPECT_DOUBLE_EQ(m2n_bound_seconds(steps, 1, 1, 2), 10);
-  EXPECT_DOUBLE_EQ(m2n_bound_seconds(steps, 4, 4, 2), 80);
-  EXPECT_DOUBLE_EQ(m2n_bound_seconds(steps, 2, 2, 64), 10);
+  const M2nSteps steps{.plain_round_trip = 10};
+  EXPECT_DOUBLE_EQ(m2n_round_trip_bound_seconds(steps, mxn(1, 1), 2), 10);
+  EXPECT_DOUBLE_EQ(m2n_round_trip_bound_seconds(steps, mxn(4, 4), 2), 80);
+  EXPECT_DOUBLE_EQ(m2n_round_trip_bound_seconds(steps, mxn(2, 2), 64), 10);
+}
+
+TEST(M2nBound, StreamsWriteAndReadAtTheSameTime) {
+  const M2nSteps memory{.copy_dispatch = 10};
+  EXPECT_DOUBLE_EQ(m2n_stream_bound_seconds(memory, mxn(1, 1), 2, false), 10);
+  EXPECT_DOUBLE_EQ(m2n_stream_bound_seconds(memory, mxn(1, 1), 2, true), 20);
+  EXPECT_DOUBLE_EQ(m2n_stream_bound_seconds(memory, mxn(1, 1), 1, false), 20);
+  EXPECT_DOUBLE_EQ(m2n_stream_bound_seconds(memory, mxn(4, 1), 8, false), 40);
+  const M2nSteps sockets{.plain_stream = 7};
+  EXPECT_DOUBLE_EQ(m2n_stream_bound_seconds(sockets, mxn(1, 1), 2, false), 7);
+  EXPECT_DOUBLE_EQ(m2n_stream_bound_seconds(sockets, mxn(2, 2), 4, true), 28);
+}
+
+TEST(M2nIterations, ShrinkWithTheSizeDownToALimit) {
+  M2nBenchOptions options;
+  options.iterations = 500;
+  EXPECT_EQ(m2n_iterations(options, {.bytes = 8 << 20}), 500u);
+  options.link_bytes_max = 64 << 20;
+  EXPECT_EQ(m2n_iterations(options, {.bytes = 2048}), 500u);
+  EXPECT_EQ(m2n_iterations(options, {.bytes = 1 << 20}), 64u);
+  EXPECT_EQ(m2n_iterations(options, {.bytes = 8 << 20}), kM2nIterationsMin);
+}
+
+TEST(M2nPreset, HasThePublishedSizes) {
+  const auto paper = m2n_preset("paper", 8, 8);
+  ASSERT_TRUE(paper.ok());
+  ASSERT_EQ(paper->size(), 13u);
+  EXPECT_EQ(paper->front().bytes, 2048u);
+  EXPECT_EQ(paper->back().bytes, 8u << 20);
+  EXPECT_EQ(paper->back().senders, 8u);
+  const auto scale = m2n_preset("paper-mn", 1, 1);
+  ASSERT_TRUE(scale.ok());
+  ASSERT_EQ(scale->size(), 4u);
+  EXPECT_EQ(scale->back().receivers, 32u);
+  EXPECT_EQ(scale->back().bytes, 256u << 10);
+  // Eight choices of 128 tokens among sixteen receivers, and among two.
+  EXPECT_EQ(m2n_preset("deepep", 1, 16)->front().bytes, 64u * 14'336);
+  EXPECT_EQ(m2n_preset("deepep", 1, 2)->front().bytes, 128u * 14'336);
+  EXPECT_EQ(m2n_preset("deepep", 1, 2)->front().answer_bytes, 512u * 14'336);
+  EXPECT_EQ(m2n_preset("stepmesh", 4, 4)->front().receivers, 1u);
+  EXPECT_EQ(m2n_preset("other", 1, 1).status().code(), StatusCode::kInvalidArgument);
 }
 
 struct Refusal {
@@ -52,23 +97,25 @@ struct Refusal {
 TEST(M2nBench, RefusesWrongOptionsWithTheValue) {
   const Refusal refusals[] = {
       {[](auto& options) { options.fabric = std::string("rdma"); }, "fabric is 'rdma'"},
-      {[](auto& options) { options.senders = 0; }, "senders is 0"},
-      {[](auto& options) { options.receivers = 9; }, "receivers is 9, allowed: 1 to 8"},
-      {[](auto& options) { options.bytes = {}; }, "bytes is empty"},
-      {[](auto& options) {
-         options.bytes = {2048, 0};
-       },
-       "bytes is 0"},
-      {[](auto& options) { options.bytes = {3000}; }, "bytes is 3000, allowed: multiples of 2048"},
-      {[](auto& options) { options.bytes = {(8 << 20) + 2048}; }, "bytes is 8390656"},
-      {[](auto& options) { options.answer_bytes = 1; }, "answer_bytes is 1"},
+      {[](auto& options) { options.shapes[0].senders = 0; }, "senders is 0"},
+      {[](auto& options) { options.shapes[0].receivers = 33; },
+       "receivers is 33, allowed: 1 to 32"},
+      {[](auto& options) { options.shapes = {}; }, "shapes is empty"},
+      {[](auto& options) { options.shapes.push_back({.bytes = 0}); }, "bytes is 0"},
+      {[](auto& options) { options.shapes[0].bytes = 3000; },
+       "bytes is 3000, allowed: multiples of 2048"},
+      {[](auto& options) { options.shapes[0].bytes = (16 << 20) + 2048; }, "bytes is 16779264"},
+      {[](auto& options) { options.shapes[0].answer_bytes = 1; }, "answer_bytes is 1"},
       {[](auto& options) { options.iterations = 0; }, "iterations is 0"},
+      {[](auto& options) { options.shapes[0].row_bytes = 12; }, "row_bytes is 12"},
+      {[](auto& options) { options.window = 17; }, "window is 17, allowed: 1 to 16"},
       {[](auto& options) { options.wait = std::string("hope"); }, "wait is 'hope'"},
       {[](auto& options) { options.timeout_ms = 0; }, "timeout_ms is 0"},
       {[](auto& options) { options.cores = {100'000}; }, "core 100000"},
   };
   for (const Refusal& refusal : refusals) {
     M2nBenchOptions options;
+    options.shapes = {{}};
     refusal.change(options);
     const Status status = run_m2n_bench(options, silent).status();
     EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << refusal.words;
@@ -79,10 +126,10 @@ TEST(M2nBench, RefusesWrongOptionsWithTheValue) {
 M2nBenchOptions small_run(const std::string& fabric, uint32_t senders, uint32_t receivers) {
   M2nBenchOptions options;
   options.fabric = fabric;
-  options.senders = senders;
-  options.receivers = receivers;
-  options.bytes = {2048, 8192};
-  options.answer_bytes = 4096;
+  for (const uint64_t bytes : {2048, 8192}) {
+    options.shapes.push_back(
+        {.senders = senders, .receivers = receivers, .bytes = bytes, .answer_bytes = 4096});
+  }
   options.iterations = 20;
   options.warmup = 2;
   return options;
@@ -91,16 +138,16 @@ M2nBenchOptions small_run(const std::string& fabric, uint32_t senders, uint32_t 
 void expect_measured(const M2nBenchOptions& options) {
   const auto report = run_m2n_bench(options, silent);
   ASSERT_TRUE(report.ok()) << report.status();
-  ASSERT_EQ(report->results.size(), options.bytes.size());
-  for (size_t i = 0; i < options.bytes.size(); ++i) {
+  ASSERT_EQ(report->results.size(), options.shapes.size());
+  for (size_t i = 0; i < options.shapes.size(); ++i) {
     const M2nResult& result = report->results[i];
-    EXPECT_EQ(result.bytes, options.bytes[i]);
+    EXPECT_EQ(result.shape.bytes, options.shapes[i].bytes);
     EXPECT_GT(result.best_seconds, 0);
     EXPECT_GE(result.median_seconds, result.best_seconds);
     EXPECT_GE(result.p99_seconds, result.median_seconds);
     EXPECT_GE(result.p999_seconds, result.p99_seconds);
     EXPECT_GT(result.dispatch_gbps, 0);
-    EXPECT_GT(result.answer_gbps, 0);
+    EXPECT_EQ(result.answer_gbps > 0, options.pattern != M2nPattern::kOneWay);
     EXPECT_GT(result.bound_seconds, 0);
   }
 }
@@ -116,7 +163,20 @@ TEST(M2nBench, MeasuresProcesses) {
   M2nBenchOptions polling = small_run("shm", 2, 2);
   polling.wait = std::string("poll");
   expect_measured(polling);
+  polling.busy = true;
+  expect_measured(polling);
   expect_no_children();
+}
+
+TEST(M2nBench, MeasuresStreams) {
+  for (const M2nPattern pattern : {M2nPattern::kOneWay, M2nPattern::kBoth}) {
+    for (const char* fabric : {"local", "shm"}) {
+      M2nBenchOptions options = small_run(fabric, 2, 2);
+      options.pattern = pattern;
+      options.window = 3;
+      expect_measured(options);
+    }
+  }
 }
 
 TEST(M2nBench, APeerThatRunsOutOfTimeEndsTheRun) {
@@ -135,40 +195,39 @@ TEST(M2nBench, APeerThatRunsOutOfTimeEndsTheRun) {
 M2nReport example() {
   M2nReport report{.machine = {.cpu_name = "X", .cores = {0, 1}},
                    .date = "2026-01-02T03:04:05Z",
-                   .fabric = "shm",
-                   .senders = 2,
-                   .receivers = 3,
-                   .iterations = 7,
+                   .system = "shm",
                    .cores = {1, 0},
-                   .polling = false,
                    .core_count = 2,
                    .results = {}};
-  report.results.push_back({.bytes = 4096,
-                            .answer_bytes = 2048,
+  report.results.push_back({.shape = {.senders = 2, .receivers = 3, .bytes = 4096},
+                            .iterations = 7,
                             .best_seconds = 4e-6,
                             .median_seconds = 5e-6,
                             .p99_seconds = 6e-6,
                             .p999_seconds = 7e-6,
                             .dispatch_gbps = 8,
                             .answer_gbps = 4,
-                            .bound_seconds = 2e-6});
+                            .bound_seconds = 2e-6,
+                            .best_share = 0.5,
+                            .median_share = 0.4});
   return report;
 }
 
 TEST(M2nReport, TheTableHoldsTimesAndShares) {
   const std::string table = format_m2n_report(example());
-  EXPECT_THAT(table, HasSubstr("2 senders, 3 receivers on shm, 7 round trips each\n"
-                               "pinned to 1,0; waiting peers sleep; 5 peers share 2 cores\n"));
-  EXPECT_THAT(table, ContainsRegex("4096 +2048 +4.00 +5.00 +6.00 +7.00 +8.00 +4.00 +2.00 +50% +40% "
-                                   "+-\n"));
+  EXPECT_THAT(table, HasSubstr("shm, round-trip\npinned to 1,0; waiting peers sleep; 2 cores, "
+                               "shared by the peers\n"));
+  EXPECT_THAT(table, ContainsRegex("2 +3 +4096 +2048 +7 +4.00 +5.00 +6.00 +7.00 +8.00 +4.00 +2.00 "
+                                   "+50% +40% +-\n"));
 }
 
 TEST(M2nReport, TheJsonHoldsTheSame) {
   const auto json = nlohmann::json::parse(m2n_report_json(example()));
-  EXPECT_EQ(json["fabric"], "shm");
-  EXPECT_EQ(json["senders"], 2);
+  EXPECT_EQ(json["system"], "shm");
+  EXPECT_EQ(json["pattern"], "round-trip");
   EXPECT_EQ(json["pinned_to"], (std::vector<int>{1, 0}));
   EXPECT_EQ(json["polling"], false);
+  EXPECT_EQ(json["results"][0]["senders"], 2);
   EXPECT_EQ(json["results"][0]["bytes"], 4096);
   EXPECT_DOUBLE_EQ(json["results"][0]["share_median"], 0.4);
 }

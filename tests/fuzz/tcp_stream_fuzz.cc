@@ -39,7 +39,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       inbox.grant(slot);
     }
     size_t piece = std::min<size_t>(size, size_t{control & 0x7fu} + 1);
-    std::array<iovec, 2> buffers;
+    StreamParser::Buffers buffers;
     const size_t count = parser.buffers(buffers);
     VOLLEY_CHECK(count > 0);
     size_t moved = 0;
@@ -52,15 +52,19 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       piece -= n;
       moved += n;
     }
-    const Result<StreamParser::Progress> progress = parser.advance(moved);
+    Result<StreamParser::Progress> progress = parser.advance(moved);
+    for (; progress.ok() && *progress != StreamParser::Progress::kPartial;
+         progress = parser.advance(0)) {
+      if (*progress != StreamParser::Progress::kMessage) continue;
+      const uint32_t slot = parser.slot();
+      VOLLEY_CHECK(slot < kGeometry.slot_count());
+      VOLLEY_CHECK((unanswered & (1u << slot)) == 0);
+      unanswered |= 1u << slot;
+      const protocol::MessageHeader& header = inbox.header(slot);
+      VOLLEY_CHECK(header.row_count <= kLayout.rows_max &&
+                   header.entry_count <= kLayout.entries_max);
+    }
     if (!progress.ok()) return 0;
-    if (*progress != StreamParser::Progress::kMessage) continue;
-    const uint32_t slot = parser.slot();
-    VOLLEY_CHECK(slot < kGeometry.slot_count());
-    VOLLEY_CHECK((unanswered & (1u << slot)) == 0);
-    unanswered |= 1u << slot;
-    const protocol::MessageHeader& header = inbox.header(slot);
-    VOLLEY_CHECK(header.row_count <= kLayout.rows_max && header.entry_count <= kLayout.entries_max);
   }
   return 0;
 }

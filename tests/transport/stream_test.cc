@@ -63,7 +63,7 @@ struct Receiver {
   template <class OnMessage>
   Status feed(std::span<const std::byte> bytes, size_t piece, OnMessage on_message) {
     while (!bytes.empty()) {
-      std::array<iovec, 2> buffers;
+      StreamParser::Buffers buffers;
       const size_t count = parser.buffers(buffers);
       EXPECT_GT(count, 0u);
       size_t moved = 0;
@@ -73,10 +73,13 @@ struct Receiver {
         bytes = bytes.subspan(n);
         moved += n;
       }
-      const auto progress = parser.advance(moved);
+      auto progress = parser.advance(moved);
+      for (; progress.ok() && *progress != StreamParser::Progress::kPartial;
+           progress = parser.advance(0)) {
+        if (*progress == StreamParser::Progress::kMessage) on_message(parser.slot());
+        if (*progress == StreamParser::Progress::kHeartbeat) ++heartbeats;
+      }
       if (!progress.ok()) return progress.status();
-      if (*progress == StreamParser::Progress::kMessage) on_message(parser.slot());
-      if (*progress == StreamParser::Progress::kHeartbeat) ++heartbeats;
     }
     return ok_status();
   }
@@ -88,7 +91,7 @@ struct Receiver {
 };
 
 TEST(StreamParser, PutsEveryFrameInItsSlotHoweverItIsCut) {
-  for (size_t piece : {1, 7, 63, 64, 65, 1000}) {
+  for (size_t piece : {1, 7, 63, 64, 65, 1000, 4096, 100'000}) {
     SCOPED_TRACE(piece);
     SplitMix64 random(piece);
     Receiver receiver;
