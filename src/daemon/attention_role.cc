@@ -192,7 +192,7 @@ v1::NodeHealth AttentionRole::health() const {
 
 v1::NodeProfile AttentionRole::profile() const {
   const engine::AttentionStatus status = engine_->status();
-  v1::NodeProfile profile = profile_message(status.profile, status.steps);
+  v1::NodeProfile profile = profile_message(status.profile, status.steps, status.traffic);
   profile.set_micro_batches_reason(scheduler::describe(status.micro_batches));
   for (const engine::MeasuredTimes& times : status.measured) {
     if (times.rows == 0) continue;

@@ -149,7 +149,7 @@ v1::NodeHealth ExpertRole::health() const {
 
 v1::NodeProfile ExpertRole::profile() const {
   const engine::ExpertStatus status = engine_->status();
-  return profile_message(status.profile, status.profile[engine::Span::kFfn].count);
+  return profile_message(status.profile, status.profile[engine::Span::kFfn].count, status.traffic);
 }
 
 }  // namespace

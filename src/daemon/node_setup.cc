@@ -119,7 +119,8 @@ Result<std::unique_ptr<control::ControllerClient>> join_cluster(
        .profile = std::move(profile)});
 }
 
-v1::NodeProfile profile_message(const engine::ProfileSnapshot& profile, uint64_t steps) {
+v1::NodeProfile profile_message(const engine::ProfileSnapshot& profile, uint64_t steps,
+                                const engine::Traffic& traffic) {
   v1::NodeProfile message;
   message.set_wall_ns(static_cast<uint64_t>(profile.wall));
   message.set_steps(steps);
@@ -132,6 +133,12 @@ v1::NodeProfile profile_message(const engine::ProfileSnapshot& profile, uint64_t
     span.set_rows(totals.rows);
     span.set_time_ns(static_cast<uint64_t>(totals.time));
   }
+  v1::NodeProfile::Traffic& carried = *message.mutable_traffic();
+  carried.set_messages_sent(traffic.messages_sent);
+  carried.set_messages_received(traffic.messages_received);
+  carried.set_bytes_sent(traffic.bytes_sent);
+  carried.set_bytes_received(traffic.bytes_received);
+  carried.set_saved_sharing_bytes(traffic.saved_sharing_bytes);
   return message;
 }
 

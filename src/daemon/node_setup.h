@@ -13,6 +13,7 @@
 #include "volley/control/controller_client.h"
 #include "volley/daemon/role.h"
 #include "volley/engine/profile.h"
+#include "volley/engine/traffic.h"
 #include "volley/model/weights.h"
 #include "volley/transport/fabric.h"
 #include "volley/v1/control.pb.h"
@@ -63,7 +64,8 @@ Result<std::unique_ptr<control::ControllerClient>> join_cluster(
 
 /// The message for an engine's profile; `steps` is what the table of `volley status --profile`
 /// divides by.
-v1::NodeProfile profile_message(const engine::ProfileSnapshot& profile, uint64_t steps);
+v1::NodeProfile profile_message(const engine::ProfileSnapshot& profile, uint64_t steps,
+                                const engine::Traffic& traffic);
 
 /// Resident memory of this process.
 uint64_t resident_bytes();

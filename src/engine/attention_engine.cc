@@ -165,6 +165,7 @@ struct AttentionEngine::Impl final : EngineLoop {
   std::vector<MicroBatchTimes> micro_batch_times;
   bool worked_since_poll = false;  // What poll() finds may have come a while ago.
   uint64_t tokens_generated = 0;
+  Traffic traffic;
   bool stopping = false;
   Nanos stop_deadline = 0;
   Nanos status_due = 0;
@@ -361,6 +362,7 @@ struct AttentionEngine::Impl final : EngineLoop {
                                              static_cast<uint32_t>(dispatch.entries.size()))
                             .begin());
       fabric->post(dispatch.link, dispatch.slot);
+      traffic.count_saved(dispatch.header, geometry);
       profile.lap(Span::kPost, subject);
       micro_batch_times[dispatch.header.micro_batch].posted = profile.last();
     }
@@ -479,6 +481,7 @@ struct AttentionEngine::Impl final : EngineLoop {
     if (now < status_due && !(idle && unpublished)) return;
     status_due = now + kStatusInterval;
     unpublished = false;
+    traffic.set_counters(fabric->counters());
     const scheduler::BatchScheduler::Stats stats = core.scheduler().stats();
     const Status ready = stopping ? unavailable("{} is shutting down", options.name) : core.ready();
     AttentionStatus next{.ready = ready.ok(),
@@ -498,6 +501,7 @@ struct AttentionEngine::Impl final : EngineLoop {
                          .weight_bytes = step->weight_bytes(),
                          .kv_bytes = step->kv_bytes(),
                          .link_bytes = geometry.region_bytes() * links.open_count(),
+                         .traffic = traffic,
                          .profile = profile.totals()};
     bool changed = false;
     {

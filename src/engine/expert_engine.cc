@@ -123,6 +123,7 @@ struct ExpertEngine::Impl final : EngineLoop {
   bool computed_since_poll = false;  // What poll() finds may have come a while ago.
   Nanos stop_seen = 0;               // When run() first saw `stopping`.
   uint64_t rows_computed = 0, refusals = 0;
+  Traffic traffic;
   Nanos status_due = 0;
 
   // Crossing threads.
@@ -348,6 +349,7 @@ struct ExpertEngine::Impl final : EngineLoop {
     if (now < status_due) return;
     status_due = now + kStatusInterval;
     const scheduler::GatherPolicy::Stats stats = gather.stats();
+    traffic.set_counters(fabric->counters());
     const std::lock_guard lock(status_mutex);
     published = {.links = static_cast<uint32_t>(links.size()),
                  .runs = stats.runs,
@@ -359,6 +361,7 @@ struct ExpertEngine::Impl final : EngineLoop {
                  .expert_time = expert_time,
                  .weight_bytes = weights.bytes(),
                  .link_bytes = geometry.region_bytes() * options.links_max,
+                 .traffic = traffic,
                  .profile = profile.totals()};
   }
 

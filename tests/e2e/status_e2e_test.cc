@@ -73,6 +73,18 @@ TEST(Status, ProfilesSumToTheWallTime) {
     expect_sound(profile_of(cluster, node, 12), {"schedule", "prepare", "ffn", "check", "post"});
   }
 
+  // The sequences have ended, so no message is on its way.
+  EXPECT_GT(attention.traffic().messages_sent(), 0u);
+  EXPECT_TRUE(eventually(
+      [&] {
+        uint64_t at_experts = 0;
+        for (const std::string node : {"expert-0", "expert-1"}) {
+          at_experts += profile_of(cluster, node, 12).traffic().bytes_received();
+        }
+        return profile_of(cluster, "attention-0", 12).traffic().bytes_sent() == at_experts;
+      },
+      seconds(5)));
+
   const CommandResult plain = run_volley({"status", "--controller", cluster.controller()});
   EXPECT_EQ(plain.exit_code, 0) << plain.err;
   EXPECT_THAT(plain.out, HasSubstr("attention-0: m=2: as configured"));
@@ -80,7 +92,8 @@ TEST(Status, ProfilesSumToTheWallTime) {
   const CommandResult table =
       run_volley({"status", "--profile", "--controller", cluster.controller()});
   EXPECT_EQ(table.exit_code, 0) << table.err;
-  for (const std::string text : {"PER STEP", "PER LAYER", "PER GATHER", "SHARE", "sample", "ffn"})
+  for (const std::string text : {"PER STEP", "PER LAYER", "PER GATHER", "SHARE", "sample", "ffn",
+                                 "DATA PLANE", "BYTES PER STEP", "saved: rows once a node"})
     EXPECT_THAT(table.out, HasSubstr(text));
   // Nothing happens in the interval, so the difference has no steps.
   const CommandResult idle = run_volley(

@@ -12,6 +12,7 @@
 #include "volley/base/status.h"
 #include "volley/engine/cluster_update.h"
 #include "volley/engine/profile.h"
+#include "volley/engine/traffic.h"
 #include "volley/model/weights.h"
 #include "volley/scheduler/micro_batch_controller.h"
 #include "volley/scheduler/sequence.h"
@@ -84,6 +85,7 @@ struct AttentionStatus {
   /// By powers of two of rows, ascending; `rows` is 0 where nothing was measured.
   std::array<MeasuredTimes, scheduler::TimeCurve::kBuckets> measured{};
   size_t weight_bytes = 0, kv_bytes = 0, link_bytes = 0;
+  Traffic traffic;
   ProfileSnapshot profile;  ///< Of the engine thread, at most some 100 ms old.
 };
 

@@ -8,6 +8,7 @@
 #include "kernels/cpu_kernels.h"
 #include "volley/base/status.h"
 #include "volley/engine/profile.h"
+#include "volley/engine/traffic.h"
 #include "volley/model/weights.h"
 #include "volley/transport/fabric.h"
 
@@ -42,6 +43,7 @@ struct ExpertStatus {
   uint64_t rows = 0;      ///< (token, expert) pairs computed.
   Nanos expert_time = 0;  ///< Measured T_e of one run.
   size_t weight_bytes = 0, link_bytes = 0;
+  Traffic traffic;
   ProfileSnapshot profile;  ///< Of the engine thread, at most some 100 ms old.
 };
 
