@@ -19,6 +19,8 @@ void attention(const AttentionArgs& args, ThreadPool& pool);
 void router(const RouterArgs& args, ThreadPool& pool);
 void grouped_ffn(const GroupedFfnArgs& args, ThreadPool& pool);
 void combine(const CombineArgs& args, ThreadPool& pool);
+void pack_e4m3(const PackE4m3Args& args, ThreadPool& pool);
+void unpack_e4m3(const UnpackE4m3Args& args, ThreadPool& pool);
 }  // namespace reference
 
 namespace N_AVX2 {
@@ -29,6 +31,8 @@ void attention(const AttentionArgs& args, ThreadPool& pool);
 void router(const RouterArgs& args, ThreadPool& pool);
 void grouped_ffn(const GroupedFfnArgs& args, ThreadPool& pool);
 void combine(const CombineArgs& args, ThreadPool& pool);
+void pack_e4m3(const PackE4m3Args& args, ThreadPool& pool);
+void unpack_e4m3(const UnpackE4m3Args& args, ThreadPool& pool);
 }  // namespace N_AVX2
 
 namespace N_AVX3 {
@@ -39,6 +43,8 @@ void attention(const AttentionArgs& args, ThreadPool& pool);
 void router(const RouterArgs& args, ThreadPool& pool);
 void grouped_ffn(const GroupedFfnArgs& args, ThreadPool& pool);
 void combine(const CombineArgs& args, ThreadPool& pool);
+void pack_e4m3(const PackE4m3Args& args, ThreadPool& pool);
+void unpack_e4m3(const UnpackE4m3Args& args, ThreadPool& pool);
 // By VDPBF16PS where the dtype is bf16; the caller has checked that the processor has it.
 void gemm_dot(const GemmArgs& args, ThreadPool& pool);
 void attention_dot(const AttentionArgs& args, ThreadPool& pool);
