@@ -33,6 +33,7 @@ void subtract(v1::NodeProfile& profile, const v1::NodeProfile& before) {
   traffic.set_bytes_sent(traffic.bytes_sent() - old.bytes_sent());
   traffic.set_bytes_received(traffic.bytes_received() - old.bytes_received());
   traffic.set_saved_sharing_bytes(traffic.saved_sharing_bytes() - old.saved_sharing_bytes());
+  traffic.set_saved_fp8_bytes(traffic.saved_fp8_bytes() - old.saved_fp8_bytes());
 }
 
 double ratio(double part, double whole) {
@@ -57,6 +58,7 @@ std::string format_traffic(const v1::NodeProfile& profile, bool by_layer) {
   add("  received", std::to_string(traffic.messages_received()), traffic.bytes_received());
   // Dispatches alone save: an expert node would have nothing but zeros here.
   if (by_layer) add("  saved: rows once a node", "-", traffic.saved_sharing_bytes());
+  if (traffic.saved_fp8_bytes() > 0) add("  saved: fp8 rows", "-", traffic.saved_fp8_bytes());
   return format_table(rows);
 }
 

@@ -103,6 +103,7 @@ Status ExpertRole::start(const config::ClusterConfig& config, OnFailure on_failu
                    {.name = name_,
                     .incarnation = self.incarnation,
                     .dtype = setup.dtype,
+                    .fp8_dispatch = setup.fp8_dispatch,
                     .threads = node->threads,
                     .cores = node->cores,
                     .pool = colocation_ ? colocation_->pool() : nullptr,

@@ -25,6 +25,7 @@ struct NodeSetup {
   model::Checkpoint checkpoint;
   kernels::DType dtype = kernels::DType::kBf16;
   const kernels::CpuKernels* kernels = nullptr;
+  bool fp8_dispatch = false;
   protocol::LinkGeometry geometry;
   uint32_t sequence_tokens_max = 0;
   /// Everything that decides bits: see docs/design.md, numerics fingerprint.

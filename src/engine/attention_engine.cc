@@ -21,6 +21,7 @@
 #include "volley/base/mailbox.h"
 #include "volley/base/thread_pool.h"
 #include "volley/cache/block_allocator.h"
+#include "volley/engine/dispatch_rows.h"
 #include "volley/scheduler/attention_core.h"
 #include "volley/scheduler/micro_batch_controller.h"
 
@@ -69,7 +70,7 @@ scheduler::AttentionCoreOptions core_options(const AttentionEngineOptions& optio
           .experts = spec.layers.front().moe.experts,
           .top_k = spec.layers.front().moe.top_k,
           .incarnation = options.incarnation,
-          .dtype = static_cast<uint8_t>(options.dtype),
+          .dtype = static_cast<uint8_t>(dispatch_dtype(options.dtype, options.fp8_dispatch)),
           .link_timeout = options.link_timeout};
 }
 
@@ -567,10 +568,10 @@ struct AttentionEngine::Impl final : EngineLoop {
 
 protocol::LinkGeometry AttentionEngine::geometry(const model::ModelSpec& spec,
                                                  uint32_t micro_batches, uint32_t rows_max,
-                                                 kernels::DType dtype) {
-  return protocol::LinkGeometry::make(
-      micro_batches, rows_max, spec.layers.front().moe.top_k,
-      static_cast<uint32_t>(spec.hidden * kernels::dtype_bytes(dtype)));
+                                                 kernels::DType dtype, bool fp8_dispatch) {
+  return protocol::LinkGeometry::make(micro_batches, rows_max, spec.layers.front().moe.top_k,
+                                      dispatch_row_bytes(spec.hidden, dtype, fp8_dispatch),
+                                      dispatch_row_bytes(spec.hidden, dtype, false));
 }
 
 Result<std::unique_ptr<AttentionEngine>> AttentionEngine::create(
@@ -585,6 +586,11 @@ Result<std::unique_ptr<AttentionEngine>> AttentionEngine::create(
   if (options.geometry.micro_batches != options.micro_batches) {
     return invalid_argument("micro_batches is {}, the link geometry has {}", options.micro_batches,
                             options.geometry.micro_batches);
+  }
+  const uint32_t row_bytes = dispatch_row_bytes(spec.hidden, options.dtype, options.fp8_dispatch);
+  if (options.geometry.dispatch.row_bytes != row_bytes) {
+    return invalid_argument("rows of dispatches have {} bytes, in the link geometry {}", row_bytes,
+                            options.geometry.dispatch.row_bytes);
   }
   if (options.tokens_per_step_max == 0 || options.sequences_max == 0 || options.threads == 0) {
     return invalid_argument(
@@ -624,6 +630,7 @@ Result<std::unique_ptr<AttentionEngine>> AttentionEngine::create(
   auto impl = std::make_unique<Impl>(options, spec, std::move(fabric));
   VOLLEY_ASSIGN_OR_RETURN(impl->step,
                           AttentionStep::create({.dtype = options.dtype,
+                                                 .fp8_dispatch = options.fp8_dispatch,
                                                  .micro_batches = options.micro_batches,
                                                  .rows_max = options.tokens_per_step_max,
                                                  .kv_blocks = options.kv_blocks},

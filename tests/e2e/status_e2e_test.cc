@@ -103,6 +103,24 @@ TEST(Status, ProfilesSumToTheWallTime) {
   EXPECT_EQ(cluster.stop(), 0) << cluster.supervisor().err();
 }
 
+TEST(Status, Fp8DispatchesShowWhatTheySave) {
+  Cluster cluster({.expert = 2, .fp8_dispatch = true});
+  ASSERT_TRUE(cluster.up());
+  generate(cluster, 2, 8);
+  EXPECT_GT(profile_of(cluster, "attention-0", 8).traffic().saved_fp8_bytes(), 0u);
+  EXPECT_EQ(profile_of(cluster, "expert-0", 8).traffic().saved_fp8_bytes(), 0u);
+  const CommandResult table =
+      run_volley({"status", "--profile", "--controller", cluster.controller()});
+  EXPECT_THAT(table.out, HasSubstr("saved: fp8 rows"));
+  const auto status = cluster.status();
+  ASSERT_TRUE(status.has_value());
+  for (const v1::ClusterMember& member : status->view().members()) {
+    if (member.registration().role() == v1::ROLE_FRONTEND) continue;
+    EXPECT_THAT(member.registration().numerics_fingerprint(), HasSubstr("/dispatch-e4m3"));
+  }
+  EXPECT_EQ(cluster.stop(), 0) << cluster.supervisor().err();
+}
+
 TEST(Status, AnAdaptiveNodeSaysWhyItRunsSoManyMicroBatches) {
   Cluster cluster({.adaptive_micro_batches = true});
   ASSERT_TRUE(cluster.up());

@@ -196,20 +196,21 @@ void Cluster::configure() {
     expert += fmt::format("    - name: expert-{}\n      threads: {}\n", i, options_.threads);
   write_file(
       file(),
-      fmt::format("cluster: e2e\n"
-                  "model:\n{}"
-                  "transport:\n  fabric: {}\n  micro_batches: {}\n  slot_rows: 64\n"
-                  "controller:\n  listen: {}\n  report_interval_ms: 100\n"
-                  "frontend:\n  listen: {}\n  in_flight_max: {}\n  queue_max: {}\n"
-                  "attention:\n  tokens_per_step: 64\n  sequences_max: 32\n"
-                  "  sequence_tokens: {}\n  nodes:\n{}"
-                  "expert:\n  nodes:\n{}"
-                  "stop_timeout_ms: {}\n",
-                  model, options_.fabric,
-                  options_.adaptive_micro_batches ? "auto" : std::to_string(options_.micro_batches),
-                  controller_, api_, options_.in_flight_max, options_.queue_max,
-                  options_.bundled_model ? 512 : options_.sequence_tokens, attention, expert,
-                  options_.stop_timeout_ms));
+      fmt::format(
+          "cluster: e2e\n"
+          "model:\n{}"
+          "transport:\n  fabric: {}\n  micro_batches: {}\n  slot_rows: 64\n  dispatch_dtype: {}\n"
+          "controller:\n  listen: {}\n  report_interval_ms: 100\n"
+          "frontend:\n  listen: {}\n  in_flight_max: {}\n  queue_max: {}\n"
+          "attention:\n  tokens_per_step: 64\n  sequences_max: 32\n"
+          "  sequence_tokens: {}\n  nodes:\n{}"
+          "expert:\n  nodes:\n{}"
+          "stop_timeout_ms: {}\n",
+          model, options_.fabric,
+          options_.adaptive_micro_batches ? "auto" : std::to_string(options_.micro_batches),
+          options_.fp8_dispatch ? "fp8_e4m3" : "model", controller_, api_, options_.in_flight_max,
+          options_.queue_max, options_.bundled_model ? 512 : options_.sequence_tokens, attention,
+          expert, options_.stop_timeout_ms));
   channel_ = *control::make_channel({}, api_);
   inference_ = v1::Inference::NewStub(channel_);
   operator_ = v1::Operator::NewStub(*control::make_channel({}, controller_));

@@ -99,6 +99,7 @@ struct ClusterOptions {
   uint32_t attention = 1, expert = 1, micro_batches = 1;
   uint32_t threads = 1;                 ///< Of each node.
   bool adaptive_micro_batches = false;  ///< `micro_batches: auto`.
+  bool fp8_dispatch = false;            ///< `dispatch_dtype: fp8_e4m3`.
   /// The bundled model; else the random one, with dummy weights.
   bool bundled_model = false;
   /// Of the random model: a longer context makes longer streams.

@@ -31,6 +31,9 @@ struct AttentionEngineOptions {
   std::string name;
   Incarnation incarnation;
   kernels::DType dtype = kernels::DType::kBf16;  ///< Activations, KV cache and wire.
+  /// Dispatches carry rows as E4M3 with a scale each (protocol/wire.h); the router and the residual
+  /// see nothing of it. It changes bits, so all nodes of a cluster must have it or none.
+  bool fp8_dispatch = false;
   uint32_t threads = 1;
   /// For ThreadPool: none, or one for each thread; the engine thread is pinned to the first.
   std::vector<uint32_t> cores{};
@@ -105,7 +108,8 @@ class AttentionEngine {
                                                          std::unique_ptr<transport::Fabric> fabric);
   /// The link geometry of a cluster: m micro-batches, `rows_max` token rows a slot.
   static protocol::LinkGeometry geometry(const model::ModelSpec& spec, uint32_t micro_batches,
-                                         uint32_t rows_max, kernels::DType dtype);
+                                         uint32_t rows_max, kernels::DType dtype,
+                                         bool fp8_dispatch = false);
   ~AttentionEngine();
 
   /// Queues a sequence. On OK the sink gets everything, its end included; it must live until then.

@@ -25,6 +25,7 @@ struct ExpertEngineOptions {
   std::string name;
   Incarnation incarnation;
   kernels::DType dtype = kernels::DType::kBf16;
+  bool fp8_dispatch = false;  ///< As AttentionEngineOptions.
   uint32_t threads = 1;
   /// For ThreadPool: none, or one for each thread; the engine thread is pinned to the first.
   std::vector<uint32_t> cores{};

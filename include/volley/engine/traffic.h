@@ -18,12 +18,17 @@ struct Traffic {
   /// Bytes that this node's messages would have had more if each row went once to every expert that
   /// is to compute it, in place of once to the expert's node. Only dispatches save.
   uint64_t saved_sharing_bytes = 0;
+  /// Bytes by which the rows sent are smaller than rows of the model's dtype.
+  uint64_t saved_fp8_bytes = 0;
 
-  /// Counts what one dispatch saves: it has `header` and goes over a link of `geometry`.
+  /// Counts what one dispatch saves: it has `header` and goes over a link of `geometry`, whose
+  /// answers have rows of the model's dtype, and whose dispatches have none that are larger.
   void count_saved(const protocol::MessageHeader& header, const protocol::LinkGeometry& geometry) {
     // Every row is named by at least one entry.
     const uint64_t shared = header.entry_count - header.row_count;
-    saved_sharing_bytes += shared * geometry.dispatch.row_bytes;
+    const uint64_t model_row_bytes = geometry.answer.row_bytes;
+    saved_sharing_bytes += shared * model_row_bytes;
+    saved_fp8_bytes += header.row_count * (model_row_bytes - geometry.dispatch.row_bytes);
   }
 
   void set_counters(const transport::Fabric::Counters& counters) {
