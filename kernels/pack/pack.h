@@ -23,10 +23,10 @@ struct PackArgs {
 /// pack_e4m3 writes rows of `dtype` so, from wherever to send slots, as pack does.
 ///
 /// Numerics: amax is the largest magnitude of the row; scale = max(amax / 448, 2^-126), so it is
-/// never zero or denormal; code = E4M3(x / scale). Each quotient is one f32 division; both
-/// roundings are to nearest even, and the second saturates. So a row of zeros has the scale 2^-126
-/// and the codes of its zeros, signs kept. A row with a NaN or an infinity has the scale NaN and
-/// only zeros as codes: all its elements are NaN at the reader.
+/// never zero or denormal; inverse = 1 / scale, one division for the row; code = E4M3(x * inverse).
+/// Every operation rounds once in f32, to nearest even, and so does E4M3, which saturates. So a row
+/// of zeros has the scale 2^-126 and the codes of its zeros, signs kept. A row with a NaN or an
+/// infinity has the scale NaN and only zeros as codes: all its elements are NaN at the reader.
 struct PackE4m3Args {
   ConstRows input;  ///< [rows][width] of `dtype`.
   Rows output;      ///< [rows] of `row_bytes` bytes, as above.

@@ -96,13 +96,13 @@ void pack_e4m3_row(const PackE4m3Args& args, uint32_t row) {
       finite ? std::max(std::bit_cast<float>(amax) / kE4m3Max, std::numeric_limits<float>::min())
              : std::numeric_limits<float>::quiet_NaN();
   if (finite) {
-    const F32x16 divisor = broadcast(scale);
+    const F32x16 inverse = broadcast(1.0f / scale);
     for (uint32_t i = 0; i < whole; i += 16) {
-      store_codes(div(load16(input + i), divisor), output + i);
+      store_codes(mul(load16(input + i), inverse), output + i);
     }
     if (rest != 0) {
       uint8_t codes[16];
-      store_codes(div(load_first(input + whole, rest), divisor), codes);
+      store_codes(mul(load_first(input + whole, rest), inverse), codes);
       std::memcpy(output + whole, codes, rest);
     }
   } else {

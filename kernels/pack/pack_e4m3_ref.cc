@@ -26,8 +26,9 @@ void pack_e4m3(const PackE4m3Args& args, ThreadPool& pool) {
     const float scale = finite ? std::max(std::bit_cast<float>(largest) / kE4m3Max,
                                           std::numeric_limits<float>::min())
                                : std::numeric_limits<float>::quiet_NaN();
+    const float inverse = 1.0f / scale;
     for (uint32_t i = 0; i < args.width; ++i) {
-      output[i] = finite ? to_e4m3(load_element(input, args.dtype, i) / scale).bits : 0;
+      output[i] = finite ? to_e4m3(load_element(input, args.dtype, i) * inverse).bits : 0;
     }
     const size_t scale_offset = args.row_bytes - sizeof scale;
     std::memset(output + args.width, 0, scale_offset - args.width);
