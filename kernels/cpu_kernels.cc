@@ -19,6 +19,7 @@ constexpr CpuKernels kReference = {
     .grouped_ffn = reference::grouped_ffn,
     .combine = reference::combine,
     .embed = embed,
+    .sample_token = reference::sample_token,
 };
 
 #if HWY_TARGETS & HWY_AVX2
@@ -35,6 +36,7 @@ constexpr CpuKernels kAvx2 = {
     .grouped_ffn = N_AVX2::grouped_ffn,
     .combine = N_AVX2::combine,
     .embed = embed,
+    .sample_token = N_AVX2::sample_token,
 };
 #endif
 
@@ -52,6 +54,7 @@ constexpr CpuKernels kAvx512 = {
     .grouped_ffn = N_AVX3::grouped_ffn,
     .combine = N_AVX3::combine,
     .embed = embed,
+    .sample_token = N_AVX3::sample_token,
 };
 #endif
 
@@ -69,6 +72,7 @@ constexpr CpuKernels kAvx512Bf16 = {
     .grouped_ffn = N_AVX3::grouped_ffn_dot,
     .combine = N_AVX3::combine,
     .embed = embed,
+    .sample_token = N_AVX3::sample_token,
 };
 
 bool has_exact_bf16_dot() {

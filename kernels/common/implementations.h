@@ -21,6 +21,8 @@ void grouped_ffn(const GroupedFfnArgs& args, ThreadPool& pool);
 void combine(const CombineArgs& args, ThreadPool& pool);
 void pack_e4m3(const PackE4m3Args& args, ThreadPool& pool);
 void unpack_e4m3(const UnpackE4m3Args& args, ThreadPool& pool);
+SampledToken sample_token(std::span<const float> logits, const SamplingParams& params,
+                          uint64_t position, SampleScratch& scratch);
 }  // namespace reference
 
 namespace N_AVX2 {
@@ -33,6 +35,8 @@ void grouped_ffn(const GroupedFfnArgs& args, ThreadPool& pool);
 void combine(const CombineArgs& args, ThreadPool& pool);
 void pack_e4m3(const PackE4m3Args& args, ThreadPool& pool);
 void unpack_e4m3(const UnpackE4m3Args& args, ThreadPool& pool);
+SampledToken sample_token(std::span<const float> logits, const SamplingParams& params,
+                          uint64_t position, SampleScratch& scratch);
 }  // namespace N_AVX2
 
 namespace N_AVX3 {
@@ -45,6 +49,8 @@ void grouped_ffn(const GroupedFfnArgs& args, ThreadPool& pool);
 void combine(const CombineArgs& args, ThreadPool& pool);
 void pack_e4m3(const PackE4m3Args& args, ThreadPool& pool);
 void unpack_e4m3(const UnpackE4m3Args& args, ThreadPool& pool);
+SampledToken sample_token(std::span<const float> logits, const SamplingParams& params,
+                          uint64_t position, SampleScratch& scratch);
 // By VDPBF16PS where the dtype is bf16; the caller has checked that the processor has it.
 void gemm_dot(const GemmArgs& args, ThreadPool& pool);
 void attention_dot(const AttentionArgs& args, ThreadPool& pool);

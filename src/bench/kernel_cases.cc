@@ -5,6 +5,7 @@
 #include "kernel_cases.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <numeric>
 
@@ -429,6 +430,58 @@ class EmbedCase : public KernelCase {
   RowBuffer output_;
 };
 
+struct SampleShape {
+  const char* name;
+  uint32_t vocab;
+  bool peaked;
+  float top_p;
+  uint32_t top_k;
+};
+
+/// Temperature 1. Flat: logits that differ by less than 1, as of weights that were never trained.
+/// Peaked: the token of rank r has a probability that goes as r^-1.5.
+class SampleCase : public KernelCase {
+ public:
+  SampleCase(const SampleShape& shape, uint32_t rows)
+      : KernelCase("sample", fmt::format("{} of {}", shape.name, shape.vocab), rows),
+        shape_(shape) {}
+
+  KernelCost cost() const override {
+    return {.total_bytes = bytes_of(rows(), shape_.vocab, DType::kF32)};
+  }
+  void prepare(const Arena&) override {
+    SplitMix64 random(shape_.vocab);
+    logits_.resize(size_t{rows()} * shape_.vocab);
+    for (float& logit : logits_) {
+      // A uniform number is about its own rank, as a share of the vocabulary.
+      const double uniform = random.unit() + 0x1p-53;
+      logit = shape_.peaked ? static_cast<float>(-1.5 * std::log(uniform))
+                            : static_cast<float>(uniform - 0.5);
+    }
+  }
+  void run(const CpuKernels& kernels, Arena&, ThreadPool& pool) override {
+    if (scratch_.size() < pool.thread_count()) {  // The warm-up: later calls allocate nothing.
+      scratch_.resize(pool.thread_count());
+      for (kernels::SampleScratch& one : scratch_) one.reserve(shape_.vocab);
+    }
+    ++position_;
+    const uint32_t tiles = std::min(pool.thread_count(), rows());
+    pool.parallel_for(tiles, [&](uint32_t tile) {
+      for (uint32_t row = tile; row < rows(); row += tiles) {
+        const std::span logits(&logits_[size_t{row} * shape_.vocab], shape_.vocab);
+        kernels.sample_token(logits, {.top_k = shape_.top_k, .top_p = shape_.top_p, .seed = row},
+                             position_, scratch_[tile]);
+      }
+    });
+  }
+
+ private:
+  SampleShape shape_;
+  std::vector<float> logits_;
+  std::vector<kernels::SampleScratch> scratch_;
+  uint64_t position_ = 0;
+};
+
 }  // namespace
 
 double attention_flops(uint32_t heads, uint32_t head_dim, double visible_tokens) {
@@ -517,6 +570,16 @@ std::vector<std::unique_ptr<KernelCase>> make_kernel_cases() {
     }
   }
   for (const uint32_t rows : kPointwiseRows) cases.push_back(std::make_unique<EmbedCase>(rows));
+  for (const uint32_t vocab : {kVocabulary, 151'936u}) {
+    for (const SampleShape& shape : {SampleShape{"no filter", vocab, false, 1.0f, 0},
+                                     {"top_p 0.9 flat", vocab, false, 0.9f, 0},
+                                     {"top_p 0.9 peaked", vocab, true, 0.9f, 0},
+                                     {"top_k 50", vocab, false, 1.0f, 50}}) {
+      for (const uint32_t rows : {1u, 16u}) {
+        cases.push_back(std::make_unique<SampleCase>(shape, rows));
+      }
+    }
+  }
   return cases;
 }
 

@@ -18,6 +18,7 @@ constexpr uint32_t kMicroBatchesAuto =
 constexpr uint32_t kThreadsMax = 1024;
 constexpr uint32_t kRowsMax =
     65'535;  // Even in fragments of one row a step fits the header's 16-bit count.
+constexpr uint32_t kRdmaRailsMax = 8;
 constexpr size_t kNameMax = 63;  // Fits the handshake of every fabric.
 constexpr size_t kFileBytesMax = size_t{1} << 20;
 
@@ -109,8 +110,42 @@ void read_model(YamlMap& map, ModelConfig& model, const std::string& origin) {
   }
 }
 
+/// One or more ports, each a map of what selects it.
+void read_rdma_ports(YamlMap& map, const std::string& key, std::vector<RdmaPortConfig>& ports) {
+  if (!map.has(key)) return;
+  ports.clear();
+  map.list(key, [&](YamlMap& entry, uint32_t) {
+    RdmaPortConfig port;
+    entry.text("device", port.device);
+    entry.text("ip", port.ip);
+    entry.text("near", port.near);
+    uint32_t gid_index = 0;
+    entry.integer("gid_index", gid_index, 0, 1023);
+    if (entry.has("gid_index")) port.gid_index = static_cast<int32_t>(gid_index);
+    ports.push_back(std::move(port));
+  });
+  if (ports.empty() || ports.size() > kRdmaRailsMax) {
+    map.fail(key, fmt::format("lists {} ports, allowed: 1 to {}", ports.size(), kRdmaRailsMax));
+  }
+}
+
+void read_rdma(YamlMap& map, RdmaConfig& rdma) {
+  read_rdma_ports(map, "ports", rdma.ports);
+  map.integer("queue_pairs", rdma.queue_pairs, 1, kRdmaRailsMax);
+  map.integer("service_level", rdma.service_level, 0, 15);
+  map.integer("traffic_class", rdma.traffic_class, 0, 255);
+  map.integer("control_service_level", rdma.control_service_level, 0, 15);
+  map.integer("control_traffic_class", rdma.control_traffic_class, 0, 255);
+  map.integer("ack_timeout_us", rdma.ack_timeout_us, 9, 8'000'000);
+  map.integer("retries", rdma.retries, 0, 6);
+}
+
 void read_transport(YamlMap& map, TransportConfig& transport) {
-  map.choice("fabric", transport.fabric, {"local", "shm", "tcp"});
+  map.choice("fabric", transport.fabric, {"local", "shm", "tcp", "rdma"});
+  map.map("rdma", [&](YamlMap& rdma) { read_rdma(rdma, transport.rdma); });
+  if (map.has("rdma") && transport.fabric != "rdma") {
+    map.fail("rdma", fmt::format("has no meaning with fabric '{}'", transport.fabric));
+  }
   if (map.raw("micro_batches") == "auto") {
     transport.adaptive_micro_batches = true;
     transport.micro_batches = kMicroBatchesAuto;
@@ -173,6 +208,7 @@ Result<ClusterConfig> parse_cluster_config(const std::string& text, const std::s
       read_name(entry, "name", node.name, names);
       read_address(entry, "listen", node.listen);
       read_threads(entry, node.threads, node.cores);
+      read_rdma_ports(entry, "rdma_ports", node.rdma_ports);
       config.attention.nodes.push_back(std::move(node));
     });
     if (status.ok() && config.attention.nodes.empty()) map.fail("nodes", "needs at least one node");
@@ -185,6 +221,7 @@ Result<ClusterConfig> parse_cluster_config(const std::string& text, const std::s
       read_name(entry, "name", node.name, names);
       read_data_address(entry, "data_listen", node.data_listen);
       read_threads(entry, node.threads, node.cores);
+      read_rdma_ports(entry, "rdma_ports", node.rdma_ports);
       entry.integers("experts", node.experts, 1023);
       if (entry.has("experts") && node.experts.empty())
         entry.fail("experts", "needs at least one expert");

@@ -93,7 +93,8 @@ Status AttentionRole::start(const config::ClusterConfig& config, OnFailure on_fa
   VOLLEY_ASSIGN_OR_RETURN(std::optional<MemoryPlacement> placement,
                           place_node(config, name_, node->cores));
   const transport::NodeIdentity self{.name = name_, .incarnation = Incarnation{random_u64()}};
-  VOLLEY_ASSIGN_OR_RETURN(auto fabric, make_node_fabric(config, setup, self, {}, ""));
+  VOLLEY_ASSIGN_OR_RETURN(auto fabric,
+                          make_node_fabric(config, setup, self, {}, "", node->rdma_ports));
   const Nanos load_start = monotonic_now();
   VOLLEY_ASSIGN_OR_RETURN(const auto source, setup.checkpoint.source());
   VOLLEY_ASSIGN_OR_RETURN(auto weights, model::AttentionWeights::load(spec, *source, setup.dtype));

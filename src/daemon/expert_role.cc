@@ -85,9 +85,11 @@ Status ExpertRole::start(const config::ClusterConfig& config, OnFailure on_failu
     const uint64_t word = random_u64();
     std::copy_n(reinterpret_cast<const uint8_t*>(&word), sizeof word, key.begin() + i);
   }
+  const std::string& fabric_name = config.transport.fabric;
+  const bool over_network = fabric_name == "tcp" || fabric_name == "rdma";
   VOLLEY_ASSIGN_OR_RETURN(
       auto fabric, make_node_fabric(config, setup, self, key,
-                                    config.transport.fabric == "tcp" ? node->data_listen : "auto"));
+                                    over_network ? node->data_listen : "auto", node->rdma_ports));
   v1::NodeRegistration registration = make_registration(config, setup, v1::ROLE_EXPERT, self);
   registration.set_fabric_address(fabric->address());
   registration.set_link_key(key.data(), key.size());

@@ -19,6 +19,31 @@ namespace {
 // Without a limit in the file, KV memory for very long contexts would be taken by default.
 constexpr uint32_t kSequenceTokensDefaultMax = 8192;
 
+transport::RdmaOptions rdma_options(const config::RdmaConfig& rdma,
+                                    const std::vector<config::RdmaPortConfig>& node_ports) {
+  transport::RdmaOptions options;
+  options.ports.clear();
+  for (const config::RdmaPortConfig& port : node_ports.empty() ? rdma.ports : node_ports) {
+    options.ports.push_back(
+        {.device = port.device, .ip = port.ip, .near = port.near, .gid_index = port.gid_index});
+  }
+  options.queue_pairs = rdma.queue_pairs;
+  // The queue pair knows timeouts of 4.096 us * 2^x: the next one that is not shorter.
+  uint8_t exponent = 1;
+  while (exponent < 31 && 4.096 * static_cast<double>(uint64_t{1} << exponent) <
+                              static_cast<double>(rdma.ack_timeout_us)) {
+    ++exponent;
+  }
+  options.data.ack_timeout = exponent;
+  options.data.retries = static_cast<uint8_t>(rdma.retries);
+  options.control = options.data;
+  options.data.service_level = static_cast<uint8_t>(rdma.service_level);
+  options.data.traffic_class = static_cast<uint8_t>(rdma.traffic_class);
+  options.control.service_level = static_cast<uint8_t>(rdma.control_service_level);
+  options.control.traffic_class = static_cast<uint8_t>(rdma.control_traffic_class);
+  return options;
+}
+
 }  // namespace
 
 Result<NodeSetup> set_up_node(const config::ClusterConfig& config) {
@@ -50,9 +75,11 @@ Result<NodeSetup> set_up_node(const config::ClusterConfig& config) {
   setup.sequence_tokens_max =
       limit != 0 ? limit : std::min(spec.max_positions, kSequenceTokensDefaultMax);
   // All instruction sets of the CPU backend give equal bits (kernels/cpu_kernels.h), so the set is
-  // not part of it; the compiler and its math library are.
+  // not part of it; the compiler and its math library are, and the versions of the contracts: of
+  // the sums (pairs), of the draw (sample), by which a request goes on at another node, and of the
+  // rows of fp8 dispatches where there are any.
   setup.numerics_fingerprint = fmt::format(
-      "cpu/pairs-1/{}{}/tp1/{}/libc-{}", kernels::dtype_name(setup.dtype),
+      "cpu/pairs-1/sample-2/{}{}/tp1/{}/libc-{}", kernels::dtype_name(setup.dtype),
       setup.fp8_dispatch ? "/dispatch-e4m3-1" : "", __VERSION__, ::gnu_get_libc_version());
   return setup;
 }
@@ -77,11 +104,10 @@ void log_memory(const std::string& node) {
                use.resident_bytes / kMib, use.huge_bytes / kMib);
 }
 
-Result<std::unique_ptr<transport::Fabric>> make_node_fabric(const config::ClusterConfig& config,
-                                                            const NodeSetup& setup,
-                                                            const transport::NodeIdentity& self,
-                                                            const transport::LinkKey& key,
-                                                            const std::string& listen) {
+Result<std::unique_ptr<transport::Fabric>> make_node_fabric(
+    const config::ClusterConfig& config, const NodeSetup& setup,
+    const transport::NodeIdentity& self, const transport::LinkKey& key, const std::string& listen,
+    const std::vector<config::RdmaPortConfig>& rdma_ports) {
   return transport::make_fabric(
       config.transport.fabric,
       {.self = self,
@@ -93,7 +119,8 @@ Result<std::unique_ptr<transport::Fabric>> make_node_fabric(const config::Cluste
        .dispatch_dtype =
            static_cast<uint8_t>(engine::dispatch_dtype(setup.dtype, setup.fp8_dispatch)),
        .key = key,
-       .listen = listen});
+       .listen = listen,
+       .rdma = rdma_options(config.transport.rdma, rdma_ports)});
 }
 
 v1::NodeRegistration make_registration(const config::ClusterConfig& config, const NodeSetup& setup,

@@ -45,12 +45,11 @@ Result<MemoryPlacement> place_node(const config::ClusterConfig& config, const st
 void log_memory(const std::string& node);
 
 /// Makes the fabric of a node; `listen` is "" for a node that only connects, which then has room
-/// for a link to every expert node.
-Result<std::unique_ptr<transport::Fabric>> make_node_fabric(const config::ClusterConfig& config,
-                                                            const NodeSetup& setup,
-                                                            const transport::NodeIdentity& self,
-                                                            const transport::LinkKey& key,
-                                                            const std::string& listen);
+/// for a link to every expert node. `rdma_ports` are the node's own, if it lists any.
+Result<std::unique_ptr<transport::Fabric>> make_node_fabric(
+    const config::ClusterConfig& config, const NodeSetup& setup,
+    const transport::NodeIdentity& self, const transport::LinkKey& key, const std::string& listen,
+    const std::vector<config::RdmaPortConfig>& rdma_ports);
 
 /// The registration's fields that do not depend on the role.
 v1::NodeRegistration make_registration(const config::ClusterConfig& config, const NodeSetup& setup,

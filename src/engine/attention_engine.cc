@@ -78,8 +78,9 @@ scheduler::AttentionCoreOptions core_options(const AttentionEngineOptions& optio
 
 struct AttentionEngine::Impl final : EngineLoop {
   Impl(const AttentionEngineOptions& opts, const model::ModelSpec& spec,
-       std::unique_ptr<transport::Fabric> link_fabric)
+       const kernels::CpuKernels& cpu_kernels, std::unique_ptr<transport::Fabric> link_fabric)
       : options(opts),
+        sample_token(cpu_kernels.sample_token),
         vocab(spec.vocab),
         layers(spec.layer_count()),
         top_k(spec.layers.front().moe.top_k),
@@ -90,6 +91,7 @@ struct AttentionEngine::Impl final : EngineLoop {
         core(core_options(opts, spec)),
         links(*fabric, opts.name),
         profile(opts.trace_capacity),
+        scratch(pool.thread_count()),
         controller({.micro_batches_max = opts.micro_batches,
                     .rows_max = opts.tokens_per_step_max,
                     .layers = spec.layer_count(),
@@ -105,8 +107,7 @@ struct AttentionEngine::Impl final : EngineLoop {
     // At most one token for each row of a step.
     sampled.reserve(opts.tokens_per_step_max);
     outputs.reserve(opts.sequences_max);  // The scheduler swaps it with its own.
-    scratch.order.reserve(vocab);
-    scratch.probability.reserve(vocab);
+    for (kernels::SampleScratch& one : scratch) one.reserve(vocab);
   }
 
   struct Live {
@@ -143,6 +144,7 @@ struct AttentionEngine::Impl final : EngineLoop {
   };
 
   const AttentionEngineOptions options;
+  const kernels::SampleFunction sample_token;
   const uint32_t vocab, layers, top_k;
   const protocol::LinkGeometry geometry;
   const std::shared_ptr<ThreadPool> pool_owner;
@@ -159,7 +161,7 @@ struct AttentionEngine::Impl final : EngineLoop {
   std::vector<scheduler::BatchScheduler::Sampled> sampled;
   std::vector<const void*> answer_rows;
   std::vector<std::byte> zero_row;
-  kernels::SampleScratch scratch;
+  std::vector<kernels::SampleScratch> scratch;  // One for each thread of the pool.
   std::vector<Command> batch;
   std::vector<LinkId> silent_links;
   scheduler::MicroBatchController controller;
@@ -418,28 +420,40 @@ struct AttentionEngine::Impl final : EngineLoop {
   void run_head(const Work& work) {
     sampled.clear();
     SpanSubject group{.micro_batch = work.micro_batch, .layer = work.layer};
-    uint32_t group_left = 0;
-    step->head(
-        work.micro_batch, *work.plan,
-        [&](uint32_t count) {
-          group.rows = group_left = count;
-          profile.lap(Span::kHead, group);
-        },
-        [&](const scheduler::Chunk& chunk, std::span<const float> logits) {
-          scheduler::BatchScheduler::Sampled result;
-          const auto it = live.find(chunk.sequence);
-          if (it != live.end()) {  // Else it was cancelled inside the step.
-            const uint64_t position = chunk.start_position + chunk.row_count;
-            const kernels::SampledToken token =
-                kernels::sample_token(logits, it->second.sampling, position, scratch);
-            result = {.token = token.token,
-                      .logprob = token.logprob,
-                      .logits_digest = digest64(std::as_bytes(logits))};
-          }
-          sampled.push_back(result);
-          if (--group_left == 0) profile.lap(Span::kSample, group);
-        });
+    step->head(work.micro_batch, *work.plan, [&](std::span<const AttentionStep::HeadRow> rows) {
+      group.rows = static_cast<uint32_t>(rows.size());
+      profile.lap(Span::kHead, group);
+      sample_rows(rows);
+      profile.lap(Span::kSample, group);
+    });
     core.finish_step(work.micro_batch, sampled);
+  }
+
+  /// Appends to `sampled`, on all threads of the pool.
+  void sample_rows(std::span<const AttentionStep::HeadRow> rows) {
+    const size_t first = sampled.size();
+    sampled.resize(first + rows.size());
+    // A tile for each scratch, so that no two threads share one; neighbouring rows, which may be
+    // of one client and cost the same, go to different tiles.
+    const auto tiles = static_cast<uint32_t>(std::min(scratch.size(), rows.size()));
+    pool.parallel_for(tiles, [&](uint32_t tile) {
+      for (size_t i = tile; i < rows.size(); i += tiles) {
+        sampled[first + i] = sample_row(rows[i], scratch[tile]);
+      }
+    });
+  }
+
+  /// Called by the threads of the pool while the engine thread is in parallel_for: only reads.
+  scheduler::BatchScheduler::Sampled sample_row(const AttentionStep::HeadRow& row,
+                                                kernels::SampleScratch& row_scratch) const {
+    const auto it = live.find(row.chunk->sequence);
+    if (it == live.end()) return {};  // It was cancelled inside the step.
+    const uint64_t position = row.chunk->start_position + row.chunk->row_count;
+    const kernels::SampledToken token =
+        sample_token(row.logits, it->second.sampling, position, row_scratch);
+    return {.token = token.token,
+            .logprob = token.logprob,
+            .logits_digest = digest64(std::as_bytes(row.logits))};
   }
 
   void deliver_outputs() {
@@ -627,7 +641,7 @@ Result<std::unique_ptr<AttentionEngine>> AttentionEngine::create(
     return invalid_argument("kv_blocks is {}; one sequence of sequence_tokens_max {} needs {}",
                             options.kv_blocks, options.sequence_tokens_max, blocks_per_sequence);
   }
-  auto impl = std::make_unique<Impl>(options, spec, std::move(fabric));
+  auto impl = std::make_unique<Impl>(options, spec, kernels, std::move(fabric));
   VOLLEY_ASSIGN_OR_RETURN(impl->step,
                           AttentionStep::create({.dtype = options.dtype,
                                                  .fp8_dispatch = options.fp8_dispatch,

@@ -82,7 +82,7 @@ Status AttentionStep::allocate() {
   VOLLEY_ASSIGN_OR_RETURN(logits_, Matrix::create(kHeadRows, size_t{spec_.vocab} * sizeof(float)));
   tokens_.reserve(rows);
   positions_.reserve(rows);
-  head_chunks_.reserve(kHeadRows);
+  head_rows_.reserve(kHeadRows);
   row_pointers_.reserve(std::max(rows, kHeadRows));
   out_pointers_.reserve(std::max(rows, kHeadRows));
   return ok_status();
@@ -234,16 +234,17 @@ void AttentionStep::pack(uint32_t micro_batch, std::span<const uint32_t> rows,
 uint32_t AttentionStep::head_logits(uint32_t micro_batch, const scheduler::StepPlan& plan,
                                     uint32_t done) {
   MicroBatch& batch = micro_batches_[micro_batch];
-  head_chunks_.clear();
+  head_rows_.clear();
   row_pointers_.clear();
   uint32_t seen = 0;
-  for (uint32_t i = 0; i < plan.chunks.size() && head_chunks_.size() < kHeadRows; ++i) {
-    const scheduler::Chunk& chunk = plan.chunks[i];
+  for (const scheduler::Chunk& chunk : plan.chunks) {
+    if (head_rows_.size() == kHeadRows) break;
     if (!chunk.emits || seen++ < done) continue;
-    head_chunks_.push_back(i);
+    const float* const logits = logits_.row_as<float>(head_rows_.size());
+    head_rows_.push_back({.chunk = &chunk, .logits = {logits, spec_.vocab}});
     row_pointers_.push_back(batch.residual.row(chunk.first_row + chunk.row_count - 1));
   }
-  const auto count = static_cast<uint32_t>(head_chunks_.size());
+  const auto count = static_cast<uint32_t>(head_rows_.size());
   // rows_max may be below kHeadRows, but a step has at most one emitting chunk per row.
   if (count == 0) return 0;
   kernels_.rms_norm({.input = row_pointers_,

@@ -42,19 +42,18 @@ class AttentionStep {
                                       const scheduler::StepPlan& plan);
   /// Writes rows of the micro-batch into a message, dispatch_row_bytes() apart.
   void pack(uint32_t micro_batch, std::span<const uint32_t> rows, std::byte* first_row);
-  /// Final norm, head and sampling of the emitting chunks, a group of chunks at a time:
-  /// `computed(count)` says that the logits of the next `count` are there, then
-  /// `sample(chunk, logits)` is called for each in chunk order with its f32 logits [vocab].
-  template <class Computed, class Sample>
-  void head(uint32_t micro_batch, const scheduler::StepPlan& plan, Computed&& computed,
-            Sample&& sample) {
+  /// One row of logits, and the chunk whose next token they decide.
+  struct HeadRow {
+    const scheduler::Chunk* chunk;
+    std::span<const float> logits;  ///< [vocab]
+  };
+  /// Final norm and head of the emitting chunks, a group of chunks at a time: `sample(rows)` is
+  /// called for each group, in chunk order, with a span of HeadRow that is valid inside the call.
+  template <class Sample>
+  void head(uint32_t micro_batch, const scheduler::StepPlan& plan, Sample&& sample) {
     uint32_t done = 0;
     while (const uint32_t count = head_logits(micro_batch, plan, done)) {
-      computed(count);
-      for (uint32_t i = 0; i < count; ++i) {
-        sample(plan.chunks[head_chunks_[i]],
-               std::span<const float>(logits_.row_as<float>(i), spec_.vocab));
-      }
+      sample(std::span<const HeadRow>(head_rows_));
       done += count;
     }
   }
@@ -99,13 +98,13 @@ class AttentionStep {
   // Temporaries of one call.
   std::vector<int32_t> tokens_;
   std::vector<uint32_t> positions_;
-  Matrix hidden_;         // [rows_max][hidden] dtype
-  Matrix qkv_;            // [rows_max][(heads + 2 kv_heads) head_dim] f32
-  Matrix query_;          // [rows_max][heads head_dim] dtype
-  Matrix attended_;       // likewise
-  Matrix router_logits_;  // [rows_max][experts] f32
-  Matrix logits_;         // [kHeadRows][vocab] f32
-  std::vector<uint32_t> head_chunks_;
+  Matrix hidden_;                          // [rows_max][hidden] dtype
+  Matrix qkv_;                             // [rows_max][(heads + 2 kv_heads) head_dim] f32
+  Matrix query_;                           // [rows_max][heads head_dim] dtype
+  Matrix attended_;                        // likewise
+  Matrix router_logits_;                   // [rows_max][experts] f32
+  Matrix logits_;                          // [kHeadRows][vocab] f32
+  std::vector<HeadRow> head_rows_;         // Of the last head_logits().
   std::vector<const void*> row_pointers_;  // combine, pack and head: gathered inputs
   std::vector<void*> out_pointers_;
 };

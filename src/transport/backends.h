@@ -11,5 +11,6 @@ namespace volley::transport {
 Result<std::unique_ptr<Fabric>> make_local_fabric(const FabricOptions& options);
 Result<std::unique_ptr<Fabric>> make_shm_fabric(const FabricOptions& options);
 Result<std::unique_ptr<Fabric>> make_tcp_fabric(const FabricOptions& options);
+Result<std::unique_ptr<Fabric>> make_rdma_fabric(const FabricOptions& options);
 
 }  // namespace volley::transport

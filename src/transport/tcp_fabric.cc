@@ -4,58 +4,36 @@
 // The slots are private memory of this process, so revocation is the end of the connection: only
 // our own reads write to a receive slot, and they stop with it.
 
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <sys/socket.h>
-#include <unistd.h>
+#include <sys/uio.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "backends.h"
 #include "fabric_base.h"
 #include "stream.h"
-#include "tcp_address.h"
+#include "tcp_handshake.h"
 
 namespace volley::transport {
 namespace {
 
 struct TcpLink : LinkCore {
+  TcpCall call;  // While connecting.
   UniqueFd socket;
-  bool hello_sent = false;
-  size_t welcome_bytes = 0;  // Received so far.
-  Welcome welcome;
-  Hello hello;
   Mapping memory;  // Of this place in the table; serves one link after the other.
   StreamParser parser;
   StreamWriter writer;
 };
 
-// A connection that has not said its whole hello, or that has been refused and shall read why.
-struct Caller {
-  UniqueFd socket;
-  uint64_t serial = 0;
-  Nanos deadline = 0;
-  size_t bytes = 0;
-  Hello hello;
-  bool refused = false;
-};
-
-constexpr size_t kCallersMax = 64;
 // Reads of one link before the others get their turn.
 constexpr int kReadsAtOnce = 16;
 
-constexpr uint64_t kListenerTag = 1;
-constexpr uint64_t kCallerTag = uint64_t{1} << 32;  // | serial, 31 bits
-constexpr uint64_t kLinkTag = uint64_t{2} << 32;    // | LinkId
-
-void set_option(int fd, int level, int option, int value) {
-  ::setsockopt(fd, level, option, &value, sizeof value);
-}
+constexpr uint64_t kLinkTag = uint64_t{2} << 32;  // | LinkId
 
 class TcpFabric final : public FabricBase<TcpLink> {
  public:
-  explicit TcpFabric(const FabricOptions& options) : FabricBase(options) {}
+  explicit TcpFabric(const FabricOptions& options)
+      : FabricBase(options), callers_(waiter_, options_, 0) {}
   ~TcpFabric() override { close_all(); }
 
   Status init() {
@@ -65,8 +43,7 @@ class TcpFabric final : public FabricBase<TcpLink> {
       // Page faults belong to the start of the node, not to its first messages.
       for (size_t i = 0; i < link.memory.bytes().size(); i += 4096) link.memory.bytes()[i] = {};
     }
-    callers_.reserve(kCallersMax);
-    return options_.listen.empty() ? ok_status() : listen();
+    return options_.listen.empty() ? ok_status() : callers_.listen(address_);
   }
 
   const char* name() const override { return "tcp"; }
@@ -78,10 +55,7 @@ class TcpFabric final : public FabricBase<TcpLink> {
     link->state = LinkState::kConnecting;
     link->connector = true;
     link->deadline = monotonic_now() + options_.connect_timeout;
-    link->hello_sent = false;
-    link->welcome_bytes = 0;
-    link->hello = make_hello(options_, key);
-    if (const Status status = start(*link, target); !status.ok()) fail(*link, status);
+    if (const Status status = start(*link, target, key); !status.ok()) fail(*link, status);
     return link->id;
   }
 
@@ -91,149 +65,40 @@ class TcpFabric final : public FabricBase<TcpLink> {
   }
 
  private:
-  Status listen() {
-    VOLLEY_ASSIGN_OR_RETURN(TcpAddress address, parse_tcp_address(options_.listen, true));
-    listener_ = UniqueFd(
-        ::socket(address.storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    if (!listener_) return unavailable("{}: socket: {}", options_.listen, errno_text(errno));
-    // A restarted node gets its port back although old connections linger.
-    set_option(listener_.get(), SOL_SOCKET, SO_REUSEADDR, 1);
-    if (::bind(listener_.get(), reinterpret_cast<const sockaddr*>(&address.storage),
-               address.length) != 0 ||
-        ::listen(listener_.get(), SOMAXCONN) != 0) {
-      return unavailable("{}: {}", options_.listen, errno_text(errno));
-    }
-    address.length = sizeof address.storage;
-    ::getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&address.storage), &address.length);
-    address_ = tcp_address_text(address);
-    return waiter_.add(listener_.get(), EPOLLIN, kListenerTag);
-  }
-
-  void tune(int fd) const {
-    set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-    // A host that vanished with unacknowledged data is found out here; one that is merely silent,
-    // by last_heard().
-    set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT,
-               static_cast<int>(std::min<Nanos>(options_.connect_timeout / kMillisecond, 1 << 30)));
-  }
-
-  // --- Connecting side.
-
-  Status start(TcpLink& link, const TcpAddress& target) {
-    link.socket =
-        UniqueFd(::socket(target.storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    if (!link.socket) return unavailable("socket: {}", errno_text(errno));
-    tune(link.socket.get());
-    if (::connect(link.socket.get(), reinterpret_cast<const sockaddr*>(&target.storage),
-                  target.length) != 0 &&
-        errno != EINPROGRESS) {
-      return unavailable("connecting to {}: {}", tcp_address_text(target), errno_text(errno));
-    }
-    return waiter_.add(link.socket.get(), EPOLLIN | EPOLLOUT, kLinkTag | link.id.value);
+  Status start(TcpLink& link, const TcpAddress& target, const LinkKey& key) {
+    VOLLEY_RETURN_IF_ERROR(link.call.start(target, options_, key, {}, 0));
+    return waiter_.add(link.call.fd(), EPOLLIN | EPOLLOUT, kLinkTag | link.id.value);
   }
 
   Status continue_handshake(TcpLink& link) {
-    const int fd = link.socket.get();
-    if (!link.hello_sent) {
-      int error = 0;
-      socklen_t length = sizeof error;
-      ::getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length);
-      if (error != 0) return unavailable("connecting: {}", errno_text(error));
-      const ssize_t sent = ::send(fd, &link.hello, sizeof link.hello, MSG_NOSIGNAL);
-      if (sent < 0 && errno == EAGAIN) return ok_status();  // Still connecting.
-      // The buffer of a new connection holds far more than a hello.
-      if (sent != sizeof link.hello) return unavailable("sending the hello: {}", errno_text(errno));
-      link.hello_sent = true;
-      waiter_.modify(fd, EPOLLIN, kLinkTag | link.id.value);
+    const bool sent_before = link.call.sent();
+    VOLLEY_ASSIGN_OR_RETURN(const bool accepted, link.call.advance());
+    if (link.call.sent() && !sent_before) {
+      waiter_.modify(link.call.fd(), EPOLLIN, kLinkTag | link.id.value);
     }
-    auto* bytes = reinterpret_cast<std::byte*>(&link.welcome);
-    // No further than the welcome: what follows belongs to the parser.
-    const ssize_t received =
-        ::recv(fd, bytes + link.welcome_bytes, sizeof link.welcome - link.welcome_bytes, 0);
-    if (received < 0 && (errno == EAGAIN || errno == EINTR)) return ok_status();
-    if (received < 0) return unavailable("waiting for the welcome: {}", errno_text(errno));
-    if (received == 0) return unavailable("the listener hung up during the handshake");
-    link.welcome_bytes += static_cast<size_t>(received);
-    if (link.welcome_bytes < 8) return ok_status();
-    // Another version's welcome may be shorter than ours.
-    const bool foreign =
-        link.welcome.magic != kWelcomeMagic || link.welcome.wire_version != protocol::kWireVersion;
-    if (link.welcome_bytes < sizeof link.welcome && !foreign) return ok_status();
-    VOLLEY_RETURN_IF_ERROR(check_welcome(link.welcome));
-    run(link, identity_of(link.welcome), link.welcome.wire_link);
+    if (!accepted) return ok_status();
+    link.socket = link.call.take_socket();
+    const Welcome& welcome = link.call.welcome();
+    run(link, identity_of(welcome), welcome.wire_link);
     return ok_status();
   }
 
-  // --- Listener.
-
-  void accept_callers() {
-    while (true) {
-      UniqueFd socket(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-      if (!socket) return;
-      if (callers_.size() == kCallersMax)
-        continue;  // Hung up on: the number of strangers is bounded.
-      tune(socket.get());
-      const uint64_t serial = ++caller_serial_ & 0x7fffffff;
-      if (!waiter_.add(socket.get(), EPOLLIN, kCallerTag | serial).ok()) return;
-      Caller& caller = callers_.emplace_back();
-      caller.socket = std::move(socket);
-      caller.serial = serial;
-      caller.deadline = now_ + options_.connect_timeout;
-    }
-  }
-
-  void hear_caller(uint64_t serial) {
-    const auto caller = std::find_if(callers_.begin(), callers_.end(),
-                                     [&](const Caller& c) { return c.serial == serial; });
-    if (caller == callers_.end()) return;
-    if (!hear(*caller)) callers_.erase(caller);
-  }
-
-  // False when the caller is done with: refused and gone, lost, or a link by now.
-  bool hear(Caller& caller) {
-    std::byte rest[256];
-    std::byte* into =
-        caller.refused ? rest : reinterpret_cast<std::byte*>(&caller.hello) + caller.bytes;
-    const size_t wanted = caller.refused ? sizeof rest : sizeof caller.hello - caller.bytes;
-    const ssize_t received = ::recv(caller.socket.get(), into, wanted, 0);
-    if (received < 0) return errno == EAGAIN || errno == EINTR;
-    if (received == 0) return false;
-    // A connection closed with unread bytes is reset, and the reason might not arrive: a refused
-    // caller is read until it hangs up or its time is over.
-    if (caller.refused) return true;
-    caller.bytes += static_cast<size_t>(received);
-    if (caller.bytes < 8) return true;
-    const bool foreign =
-        caller.hello.magic != kHelloMagic || caller.hello.wire_version != protocol::kWireVersion;
-    if (caller.bytes < sizeof caller.hello && !foreign) return true;
-    const Status verdict = admit(caller);
-    if (verdict.ok()) return false;
-    const Welcome refusal = make_refusal(options_, verdict);
-    ::send(caller.socket.get(), &refusal, sizeof refusal, MSG_NOSIGNAL);
-    ::shutdown(caller.socket.get(), SHUT_WR);
-    caller.refused = true;
-    return true;
-  }
-
   // Opens a link and takes the socket over, or leaves it for the refusal.
-  Status admit(Caller& caller) {
-    VOLLEY_RETURN_IF_ERROR(check_hello(caller.hello, options_));
+  Status admit(const TcpCallers::Greeting& greeting) {
     TcpLink* link = take_link();
     if (link == nullptr) return links_exhausted();
     const auto wire_link = static_cast<uint32_t>(random_u64());
     const Welcome welcome = make_welcome(options_, wire_link);
     // The buffer of a new connection holds far more than a welcome.
-    if (::send(caller.socket.get(), &welcome, sizeof welcome, MSG_NOSIGNAL) != sizeof welcome) {
+    if (::send(greeting.socket.get(), &welcome, sizeof welcome, MSG_NOSIGNAL) != sizeof welcome) {
       return unavailable("sending the welcome: {}", errno_text(errno));
     }
-    link->socket = std::move(caller.socket);
+    link->socket = std::move(greeting.socket);
     link->connector = false;
     waiter_.modify(link->socket.get(), EPOLLIN, kLinkTag | link->id.value);
-    run(*link, identity_of(caller.hello), wire_link);
+    run(*link, identity_of(greeting.hello), wire_link);
     return ok_status();
   }
-
-  // --- Both sides.
 
   void run(TcpLink& link, NodeIdentity peer, uint32_t wire_link) {
     const protocol::LinkGeometry& geometry = options_.geometry;
@@ -252,12 +117,14 @@ class TcpFabric final : public FabricBase<TcpLink> {
   void progress() override {
     waiter_.fetch();
     waiter_.drain([this](uint64_t tag, uint32_t events) { handle(tag, events); });
-    std::erase_if(callers_, [this](const Caller& caller) { return now_ >= caller.deadline; });
+    callers_.expire(now_);
   }
 
   void handle(uint64_t tag, uint32_t events) {
-    if (tag == kListenerTag) return accept_callers();
-    if ((tag >> 32) == (kCallerTag >> 32)) return hear_caller(static_cast<uint32_t>(tag));
+    if (TcpCallers::owns(tag)) {
+      return callers_.handle(
+          tag, now_, [this](const TcpCallers::Greeting& greeting) { return admit(greeting); });
+    }
     TcpLink* link = find(LinkId{static_cast<uint32_t>(tag)});
     if (link == nullptr) return;
     if (link->state == LinkState::kConnecting) {
@@ -299,11 +166,7 @@ class TcpFabric final : public FabricBase<TcpLink> {
   bool input_ready() override { return waiter_.fetch(); }
   void set_sleeping(bool) override {}
 
-  Nanos idle_deadline() const override {
-    Nanos deadline = std::numeric_limits<Nanos>::max();
-    for (const Caller& caller : callers_) deadline = std::min(deadline, caller.deadline);
-    return deadline;
-  }
+  Nanos idle_deadline() const override { return callers_.deadline(); }
 
   void disconnect(TcpLink& link) override {
     {
@@ -311,13 +174,12 @@ class TcpFabric final : public FabricBase<TcpLink> {
       std::erase(pulsed_, &link);
     }
     link.writer.close();
+    link.call.reset();
     link.socket.reset();
   }
   void release(TcpLink&) override {}
 
-  UniqueFd listener_;
-  std::vector<Caller> callers_;
-  uint64_t caller_serial_ = 0;
+  TcpCallers callers_;
   std::mutex pulse_mutex_;
   std::vector<TcpLink*> pulsed_;  // Open links, for pulse(). Guarded by pulse_mutex_.
 };

@@ -110,12 +110,17 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(
         Mistake{"  fabric: tcp", "  fabirc: tcp",
                 "c.yaml:5: transport.fabirc: unknown key; known here: dispatch_dtype, fabric, "
-                "gather_window_us, "
-                "link_timeout_ms, links_max, micro_batches, slot_rows"},
+                "gather_window_us, link_timeout_ms, links_max, micro_batches, rdma, slot_rows"},
         Mistake{"  fabric: tcp", "  fabric: tcp\n  fabric: shm",
                 "c.yaml:6: transport.fabric: the key appears twice"},
         Mistake{"fabric: tcp", "fabric: udp",
-                "c.yaml:5: transport.fabric: 'udp' is not one of local, shm, tcp"},
+                "c.yaml:5: transport.fabric: 'udp' is not one of local, shm, tcp, rdma"},
+        Mistake{"  fabric: tcp", "  fabric: tcp\n  rdma: {queue_pairs: 2}",
+                "c.yaml:6: transport.rdma: has no meaning with fabric 'tcp'"},
+        Mistake{"  fabric: tcp", "  fabric: rdma\n  rdma: {ports: []}",
+                "c.yaml:6: transport.rdma.ports: lists 0 ports, allowed: 1 to 8"},
+        Mistake{"  fabric: tcp", "  fabric: rdma\n  rdma: {retries: 7}",
+                "c.yaml:6: transport.rdma.retries: '7' is not an integer in [0, 6]"},
         Mistake{"micro_batches: 3", "micro_batches: 0",
                 "c.yaml:6: transport.micro_batches: '0' is not an integer in [1, 16]"},
         Mistake{"micro_batches: 3", "micro_batches: 010",

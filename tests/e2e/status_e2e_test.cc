@@ -104,7 +104,7 @@ TEST(Status, ProfilesSumToTheWallTime) {
 }
 
 TEST(Status, Fp8DispatchesShowWhatTheySave) {
-  Cluster cluster({.expert = 2, .fp8_dispatch = true});
+  Cluster cluster({.expert = 2, .transport = "  dispatch_dtype: fp8_e4m3\n"});
   ASSERT_TRUE(cluster.up());
   generate(cluster, 2, 8);
   EXPECT_GT(profile_of(cluster, "attention-0", 8).traffic().saved_fp8_bytes(), 0u);

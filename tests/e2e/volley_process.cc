@@ -29,7 +29,7 @@ namespace {
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
-constexpr milliseconds kStartTimeout = seconds(30);
+constexpr uint32_t kExperts = 5;  // Of the random model.
 constexpr int kStartAttempts =
     3;  // Another process may take a port between its choice and its use.
 
@@ -192,25 +192,33 @@ void Cluster::configure() {
   for (uint32_t i = 0; i < options_.attention; ++i) {
     attention += fmt::format("    - name: attention-{}\n      threads: {}\n", i, options_.threads);
   }
-  for (uint32_t i = 0; i < options_.expert; ++i)
+  for (uint32_t i = 0; i < options_.expert; ++i) {
     expert += fmt::format("    - name: expert-{}\n      threads: {}\n", i, options_.threads);
+    if (!options_.replicated_experts) continue;
+    std::string held;
+    for (uint32_t e = 0; e < kExperts; ++e) {
+      if (e % options_.expert != i) held += fmt::format("{}{}", held.empty() ? "" : ", ", e);
+    }
+    expert += fmt::format("      experts: [{}]\n", held);
+  }
   write_file(
       file(),
-      fmt::format(
-          "cluster: e2e\n"
-          "model:\n{}"
-          "transport:\n  fabric: {}\n  micro_batches: {}\n  slot_rows: 64\n  dispatch_dtype: {}\n"
-          "controller:\n  listen: {}\n  report_interval_ms: 100\n"
-          "frontend:\n  listen: {}\n  in_flight_max: {}\n  queue_max: {}\n"
-          "attention:\n  tokens_per_step: 64\n  sequences_max: 32\n"
-          "  sequence_tokens: {}\n  nodes:\n{}"
-          "expert:\n  nodes:\n{}"
-          "stop_timeout_ms: {}\n",
-          model, options_.fabric,
-          options_.adaptive_micro_batches ? "auto" : std::to_string(options_.micro_batches),
-          options_.fp8_dispatch ? "fp8_e4m3" : "model", controller_, api_, options_.in_flight_max,
-          options_.queue_max, options_.bundled_model ? 512 : options_.sequence_tokens, attention,
-          expert, options_.stop_timeout_ms));
+      fmt::format("cluster: e2e\n"
+                  "model:\n{}"
+                  "transport:\n  fabric: {}\n  micro_batches: {}\n  slot_rows: 64\n{}"
+                  "controller:\n  listen: {}\n  report_interval_ms: {}\n"
+                  "frontend:\n  listen: {}\n  in_flight_max: {}\n  queue_max: {}\n"
+                  "attention:\n  tokens_per_step: 64\n  sequences_max: 32\n"
+                  "  sequence_tokens: {}\n  nodes:\n{}"
+                  "expert:\n  nodes:\n{}"
+                  "stop_timeout_ms: {}\n"
+                  "cpu_isa: {}\n",
+                  model, options_.fabric,
+                  options_.adaptive_micro_batches ? "auto" : std::to_string(options_.micro_batches),
+                  options_.transport, controller_, options_.report_interval_ms, api_,
+                  options_.in_flight_max, options_.queue_max,
+                  options_.bundled_model ? 512 : options_.sequence_tokens, attention, expert,
+                  options_.stop_timeout_ms, options_.cpu_isa));
   channel_ = *control::make_channel({}, api_);
   inference_ = v1::Inference::NewStub(channel_);
   operator_ = v1::Operator::NewStub(*control::make_channel({}, controller_));
@@ -224,7 +232,7 @@ bool Cluster::up() {
           return up_->wait_exit(milliseconds(0)).has_value() ||
                  up_->out().find("cluster e2e ") != std::string::npos;
         },
-        kStartTimeout);
+        options_.start_timeout);
     if (ready && !up_->wait_exit(milliseconds(0)).has_value()) return wait_ready();
     if (up_->err().find("cannot listen on") == std::string::npos) break;
     configure();
@@ -248,7 +256,7 @@ bool Cluster::wait_ready() {
     for (const auto& member : response->view().members()) ready += member.health().ready() ? 1 : 0;
     return ready == 1 + options_.attention + options_.expert;
   };
-  return eventually(all_ready, kStartTimeout);
+  return eventually(all_ready, options_.start_timeout);
 }
 
 std::optional<int> Cluster::stop() {

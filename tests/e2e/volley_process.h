@@ -99,13 +99,19 @@ struct ClusterOptions {
   uint32_t attention = 1, expert = 1, micro_batches = 1;
   uint32_t threads = 1;                 ///< Of each node.
   bool adaptive_micro_batches = false;  ///< `micro_batches: auto`.
-  bool fp8_dispatch = false;            ///< `dispatch_dtype: fp8_e4m3`.
   /// The bundled model; else the random one, with dummy weights.
   bool bundled_model = false;
   /// Of the random model: a longer context makes longer streams.
   uint32_t sequence_tokens = 512;
   uint32_t in_flight_max = 64, queue_max = 64;
   uint32_t stop_timeout_ms = 10'000;
+  /// Each expert of the random model on all expert nodes but one.
+  bool replicated_experts = false;
+  /// More lines of the `transport` map, each indented by two spaces and ended.
+  std::string transport;
+  std::string cpu_isa = "auto";
+  uint32_t report_interval_ms = 100;
+  milliseconds start_timeout = seconds(30);
 };
 
 /// A cluster's folder with the file, the model and the output of its processes.

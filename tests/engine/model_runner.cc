@@ -109,11 +109,11 @@ void ModelRunner::step(const scheduler::StepPlan& plan, Trace& trace) {
     const uint32_t top_k = spec_.layers[layer].moe.top_k;
     step_->combine(0, layer, 0, plan.row_count, answer_.const_rows(0, plan.row_count * top_k));
   }
-  const auto sample = [&](const scheduler::Chunk&, std::span<const float> logits) {
-    trace.logits.values.insert(trace.logits.values.end(), logits.begin(), logits.end());
-  };
-  step_->head(
-      0, plan, [](uint32_t) {}, sample);
+  step_->head(0, plan, [&](std::span<const AttentionStep::HeadRow> rows) {
+    for (const AttentionStep::HeadRow& row : rows) {
+      trace.logits.values.insert(trace.logits.values.end(), row.logits.begin(), row.logits.end());
+    }
+  });
 }
 
 void ModelRunner::record_routing(uint32_t layer, std::span<const uint32_t> chosen, uint32_t rows,

@@ -1,7 +1,9 @@
 // Goal: every backend keeps the contract of volley/transport/fabric.h, bare and under the fault
-// decorator. Method: nodes of one process over real memory and loopback sockets, mostly driven by
+// decorator; `rdma` over verbs in memory, and over the ports that VOLLEY_TEST_RDMA_DEVICES names
+// ("rxe0,rxe1": connecting nodes use the first, listening ones the second). Method: nodes of one process over real memory and loopback sockets, mostly driven by
 // one thread, so that a test decides who acts when; content is compared by digest.
 
+#include <absl/strings/str_split.h>
 #include <sys/mman.h>
 #include <time.h>
 
@@ -16,7 +18,9 @@
 #include "../../src/transport/unix_socket.h"
 #include "allocation_counter.h"
 #include "fabric_pair.h"
+#include "rdma/fake_verbs.h"
 #include "volley/transport/pulse_thread.h"
+#include "volley/transport/rdma_fabric.h"
 
 namespace volley::transport {
 namespace {
@@ -25,14 +29,25 @@ using protocol::MessageHeader;
 using protocol::MessageKind;
 
 struct Param {
-  const char* backend;
+  const char* backend;  ///< "verbs": rdma over real ones.
   bool fault;
+  uint8_t rails = 1;
 };
+
+std::vector<std::string> rdma_devices() {
+  const char* text = std::getenv("VOLLEY_TEST_RDMA_DEVICES");
+  if (text == nullptr) return {};
+  return absl::StrSplit(text, ',');
+}
 
 class FabricConformance : public ::testing::TestWithParam<Param> {
  protected:
-  bool is_tcp() const { return std::string(GetParam().backend) == "tcp"; }
-  std::string listen() const { return is_tcp() ? "127.0.0.1:0" : "auto"; }
+  bool is_backend(const char* name) const { return std::string(GetParam().backend) == name; }
+  bool is_rdma() const { return is_backend("rdma") || is_backend("verbs"); }
+  /// The backends whose handshake goes over TCP and whose slots are not shared with the peer.
+  bool is_remote() const { return is_backend("tcp") || is_rdma(); }
+  std::string listen() const { return is_remote() ? "127.0.0.1:0" : "auto"; }
+  const char* fabric_name() const { return is_rdma() ? "rdma" : GetParam().backend; }
 
   // Under the decorator messages are late and change places, which no test here may mind.
   Node make(const FabricOptions& options) {
@@ -40,11 +55,31 @@ class FabricConformance : public ::testing::TestWithParam<Param> {
   }
   Node make(const FabricOptions& options, const FaultPolicy& policy) {
     Node node{.options = options, .fabric = nullptr, .events = {}};
-    auto fabric = make_fabric(GetParam().backend, options);
+    auto fabric = make_backend(options);
     EXPECT_TRUE(fabric.ok()) << fabric.status();
     node.fabric = std::move(fabric).value();
     if (GetParam().fault) node.fabric = make_fault_fabric(std::move(node.fabric), policy);
     return node;
+  }
+
+  Result<std::unique_ptr<Fabric>> make_backend(FabricOptions options) {
+    const size_t side = options.listen.empty() ? 0 : 1;
+    if (is_backend("rdma")) {
+      std::vector<std::shared_ptr<rdma::Device>> ports;
+      for (uint8_t port = 0; port < GetParam().rails; ++port) {
+        rdma::FakeDeviceOptions device;
+        device.gid = {0xfd, static_cast<uint8_t>(side), port};
+        ports.push_back(network.open(device));
+      }
+      return make_rdma_fabric(options, std::move(ports));
+    }
+    if (is_backend("verbs")) {
+      options.rdma.ports[0].device = rdma_devices()[side % rdma_devices().size()];
+      options.rdma.queue_pairs = GetParam().rails;
+      // Two nodes on one emulated core: a peer may be away for many milliseconds.
+      options.rdma.data.ack_timeout = options.rdma.control.ack_timeout = 16;
+    }
+    return make_fabric(fabric_name(), options);
   }
 
   void open() { open(node_options("attention-0"), node_options("expert-0", listen())); }
@@ -103,13 +138,14 @@ class FabricConformance : public ::testing::TestWithParam<Param> {
     EXPECT_TRUE(expert.events.empty());
   }
 
+  rdma::FakeNetwork network;
   Node attention, expert;
   LinkId to_expert, to_attention;
 };
 
 TEST_P(FabricConformance, OpensAndNamesThePeer) {
   open();
-  EXPECT_STREQ(attention.fabric->name(), GetParam().backend);
+  EXPECT_STREQ(attention.fabric->name(), fabric_name());
   EXPECT_EQ(attention.fabric->address(), "");
   EXPECT_EQ(attention.fabric->peer(to_expert).name, "expert-0");
   EXPECT_EQ(attention.fabric->peer(to_expert).incarnation, expert.options.self.incarnation);
@@ -148,7 +184,7 @@ TEST_P(FabricConformance, RefusesAnotherWireVersionWithTheReason) {
   // What another version says after its first 8 bytes, and how much, is its own affair.
   for (const size_t bytes : {size_t{8}, sizeof(Hello)}) {
     UniqueFd socket;
-    if (is_tcp()) {
+    if (is_remote()) {
       const auto address = parse_tcp_address(expert.fabric->address(), false);
       ASSERT_TRUE(address.ok());
       socket = UniqueFd(::socket(AF_INET, SOCK_STREAM, 0));
@@ -306,7 +342,7 @@ TEST_P(FabricConformance, SharedMemoryIsSharedAndNothingIsCopied) {
   exchange(2, 1, 5, 10);
   EXPECT_EQ(attention.fabric->counters().bytes_copied, 0u);
   EXPECT_EQ(expert.fabric->counters().bytes_copied, 0u);
-  if (is_tcp()) return;
+  if (is_remote()) return;
   for (uint32_t slot = 0; slot < attention.options.geometry.slot_count(); ++slot) {
     std::byte* ours = attention.fabric->send_slot(to_expert, slot);
     const std::byte* theirs = expert.fabric->recv_slot(to_attention, slot);
@@ -352,7 +388,7 @@ TEST_P(FabricConformance, StaleWritesNeverReachALaterLink) {
   const auto& geometry = attention.options.geometry;
   const size_t bytes = geometry.slot_count() * geometry.dispatch.slot_bytes();
   std::byte* stale = nullptr;
-  if (!is_tcp()) {
+  if (!is_remote()) {
     // A second mapping of the same pages, as a peer could keep it.
     void* copy = ::mremap(attention.fabric->send_slot(to_expert, 0), 0, bytes, MREMAP_MAYMOVE);
     ASSERT_NE(copy, MAP_FAILED);
@@ -623,6 +659,12 @@ TEST_P(FabricConformance, MessagesAllocateNothing) {
 
 // --- Two threads, random traffic.
 
+// How many dispatches, and as many answers.
+uint64_t soak_messages() {
+  const char* text = std::getenv("VOLLEY_TEST_MESSAGES");
+  return text == nullptr ? 10'000 : std::strtoull(text, nullptr, 10);
+}
+
 // An expert node that answers everything: `rows` of the answer are drawn from the dispatch's
 // sequence.
 void answer_all(Node& node, const std::atomic<bool>& stop, std::atomic<uint64_t>& torn) {
@@ -654,7 +696,7 @@ void answer_all(Node& node, const std::atomic<bool>& stop, std::atomic<uint64_t>
 }
 
 TEST_P(FabricConformance, RandomTrafficIsNeitherLostNorTornNorInvented) {
-  constexpr uint64_t kMessages = 10'000;  // And as many answers.
+  const uint64_t messages = soak_messages();
   const FaultPolicy rough{.seed = 42,
                           .delay_max = 40 * kMicrosecond,
                           .late_probability = 0.002,
@@ -698,10 +740,10 @@ TEST_P(FabricConformance, RandomTrafficIsNeitherLostNorTornNorInvented) {
     send(attention, link, header);
   };
   for (size_t i = 0; i < experts.size(); ++i) connect(i);
-  const Nanos end = monotonic_now() + 30 * kSecond;
+  const Nanos end = monotonic_now() + 30 * kSecond + static_cast<Nanos>(messages) * kMillisecond;
   Nanos longest_wait = 0;
   FabricEvent events[16];
-  while (answered < kMessages && monotonic_now() < end && !HasFailure()) {
+  while (answered < messages && monotonic_now() < end && !HasFailure()) {
     const size_t count = attention.fabric->poll(events);
     for (size_t i = 0; i < count; ++i) {
       const auto& [kind, link, slot, code] = events[i];
@@ -737,7 +779,7 @@ TEST_P(FabricConformance, RandomTrafficIsNeitherLostNorTornNorInvented) {
   stop = true;
   for (Node& node : experts) node.fabric->wake();
   for (std::thread& thread : threads) thread.join();
-  EXPECT_GE(answered, kMessages);
+  EXPECT_GE(answered, messages);
   EXPECT_LT(longest_wait, 2 * kSecond) << "a wake-up was lost";
   EXPECT_EQ(torn, 0u);
   EXPECT_EQ(sequence, answered + outstanding.size() + lost);  // Lost: with a failed link, only.
@@ -751,14 +793,24 @@ TEST_P(FabricConformance, RandomTrafficIsNeitherLostNorTornNorInvented) {
 }
 
 std::string name_of(const ::testing::TestParamInfo<Param>& param) {
-  return std::string(param.param.fault ? "fault_" : "") + param.param.backend;
+  return std::string(param.param.fault ? "fault_" : "") + param.param.backend +
+         (param.param.rails > 1 ? fmt::format("_{}_rails", param.param.rails) : "");
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, FabricConformance,
                          ::testing::Values(Param{"local", false}, Param{"shm", false},
-                                           Param{"tcp", false}, Param{"local", true},
-                                           Param{"shm", true}, Param{"tcp", true}),
+                                           Param{"tcp", false}, Param{"rdma", false},
+                                           Param{"rdma", false, 3}, Param{"local", true},
+                                           Param{"shm", true}, Param{"tcp", true},
+                                           Param{"rdma", true}),
                          name_of);
+
+std::vector<Param> verbs_params() {
+  if (rdma_devices().empty()) return {};
+  return {Param{"verbs", false}, Param{"verbs", false, 2}, Param{"verbs", true}};
+}
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(FabricConformance);
+INSTANTIATE_TEST_SUITE_P(Verbs, FabricConformance, ::testing::ValuesIn(verbs_params()), name_of);
 
 }  // namespace
 }  // namespace volley::transport

@@ -20,8 +20,28 @@ struct ModelConfig {
   std::string dtype = "bf16";  ///< bf16 | f32
 };
 
+/// One RDMA port of a node; see rdma::PortSelector.
+struct RdmaPortConfig {
+  std::string device;
+  std::string ip;
+  std::string near;
+  int32_t gid_index = -1;
+};
+/// Of fabric: rdma.
+struct RdmaConfig {
+  std::vector<RdmaPortConfig> ports{RdmaPortConfig{}};  ///< Of nodes that do not list their own.
+  uint32_t queue_pairs = 1;                             ///< Of a link, on each port.
+  uint32_t service_level = 0;
+  uint32_t traffic_class = 0;
+  uint32_t control_service_level = 0;
+  uint32_t control_traffic_class = 0;
+  uint32_t ack_timeout_us = 16'777;
+  uint32_t retries = 6;
+};
+
 struct TransportConfig {
-  std::string fabric = "shm";  ///< local | shm | tcp
+  std::string fabric = "shm";  ///< local | shm | tcp | rdma
+  RdmaConfig rdma;
   uint32_t micro_batches = 2;  ///< m, or with `auto` the most that may be used
   bool adaptive_micro_batches = false;
   uint32_t slot_rows = 0;  ///< Token rows of a slot; 0: tokens_per_step of the attention pool.
@@ -51,6 +71,7 @@ struct AttentionNodeConfig {
   uint32_t threads = 1;
   /// Thread i of those that compute runs on cores[i] only; empty: wherever the kernel puts it.
   std::vector<uint32_t> cores;
+  std::vector<RdmaPortConfig> rdma_ports;  ///< Empty: transport.rdma.ports.
 };
 /// What attention nodes share.
 struct AttentionPoolConfig {
@@ -64,10 +85,11 @@ struct AttentionPoolConfig {
 
 struct ExpertNodeConfig {
   std::string name;
-  std::string data_listen = "127.0.0.1:0";  ///< tcp only
+  std::string data_listen = "127.0.0.1:0";  ///< tcp and rdma only
   uint32_t threads = 1;
   std::vector<uint32_t> cores;    ///< As AttentionNodeConfig.
   std::vector<uint32_t> experts;  ///< Empty: its share by position, see protocol::default_experts.
+  std::vector<RdmaPortConfig> rdma_ports;  ///< Empty: transport.rdma.ports.
 };
 struct ExpertPoolConfig {
   std::vector<ExpertNodeConfig> nodes;

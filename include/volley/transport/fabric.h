@@ -13,6 +13,7 @@
 #include "volley/base/ids.h"
 #include "volley/base/status.h"
 #include "volley/protocol/wire.h"
+#include "volley/transport/rdma_options.h"
 
 namespace volley::transport {
 
@@ -37,10 +38,11 @@ struct FabricOptions {
   uint8_t dispatch_dtype = 0;  ///< Of the rows of dispatches; 0: `dtype`, which answers have.
   LinkKey key{};  ///< What a peer that connects must present.
   /// Where to listen, backend specific: "" for a node that only connects; tcp "127.0.0.1:0" (0
-  /// picks a port); shm and local take any other text, for example "auto", and invent a unique
-  /// name.
+  /// picks a port), also for rdma, whose handshake it carries; shm and local take any other text,
+  /// for example "auto", and invent a unique name.
   std::string listen;
   Nanos connect_timeout = 5 * kSecond;
+  RdmaOptions rdma;  ///< Of `rdma` only.
 };
 
 enum class EventKind : uint8_t {
@@ -84,8 +86,8 @@ class Fabric {
   virtual const std::string& address() const = 0;
 
   /// Starts a link to the node that listens at `address`. It ends in kOpened, or in kClosed within
-  /// connect_timeout. On tcp the address is numeric or "localhost" (127.0.0.1), because a name
-  /// service could block. Errors: kInvalidArgument (malformed address), kResourceExhausted
+  /// connect_timeout. On tcp and rdma the address is numeric or "localhost" (127.0.0.1), because a
+  /// name service could block. Errors: kInvalidArgument (malformed address), kResourceExhausted
   /// (links_max).
   virtual Result<LinkId> connect(const std::string& address, const LinkKey& key) = 0;
   /// Ends a link and revokes its memory: when close() returns, nothing that the peer still writes
@@ -139,9 +141,9 @@ class Fabric {
   virtual Counters counters() const = 0;
 };
 
-/// `backend` is "local", "shm" or "tcp". Takes and touches all link memory. Errors:
+/// `backend` is "local", "shm", "tcp" or "rdma". Takes and touches all link memory. Errors:
 /// kInvalidArgument (unknown backend, bad geometry or address), kResourceExhausted (memory),
-/// kUnavailable (the address cannot be bound).
+/// kUnavailable (the address cannot be bound); rdma: also those of rdma::open_device().
 Result<std::unique_ptr<Fabric>> make_fabric(const std::string& backend,
                                             const FabricOptions& options);
 

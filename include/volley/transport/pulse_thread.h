@@ -7,8 +7,9 @@
 
 namespace volley::transport {
 
-/// Calls `pulse` every `interval` from a thread of its own, from construction to destruction, so that
-/// peers hear of this process while its engine thread computes. What `pulse` refers to must outlive it.
+/// Calls `pulse` every `interval` from a thread of its own, from construction to destruction, so
+/// that peers hear of this process while its engine thread computes. What `pulse` refers to must
+/// outlive it.
 class PulseThread {
  public:
   PulseThread(std::function<void()> pulse, Nanos interval);
