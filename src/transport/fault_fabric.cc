@@ -102,9 +102,7 @@ class FaultFabricImpl final : public FaultFabric {
     for (; count < events.size() && !output_.empty(); ++count) {
       events[count] = output_.front();
       output_.pop_front();
-      if (events[count].kind != EventKind::kClosed) continue;
-      const auto found = links_.find(events[count].link);
-      if (found != links_.end()) found->second.reported = true;
+      if (events[count].kind == EventKind::kClosed) links_[events[count].link].reported = true;
     }
     return count;
   }
@@ -211,9 +209,11 @@ class FaultFabricImpl final : public FaultFabric {
   }
 
   void reap() {
+    // Also those that ended without us: the inner poll(), which would take them back, may have to
+    // wait until all we hold has been reported.
     std::erase_if(links_, [this](const auto& entry) {
       const auto& [link, faults] = entry;
-      if (faults.reported && faults.failed) inner_->close(link);
+      if (faults.reported) inner_->close(link);
       return faults.reported;
     });
   }

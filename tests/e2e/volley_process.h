@@ -108,7 +108,7 @@ struct ClusterOptions {
   /// Each expert of the random model on all expert nodes but one.
   bool replicated_experts = false;
   /// More lines of the `transport` map, each indented by two spaces and ended.
-  std::string transport;
+  std::string transport{};
   std::string cpu_isa = "auto";
   uint32_t report_interval_ms = 100;
   milliseconds start_timeout = seconds(30);

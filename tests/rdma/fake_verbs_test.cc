@@ -191,6 +191,10 @@ TEST_F(FakeVerbs, TheRemoteRegionIsChecked) {
   fails("one byte behind the end", request);
   request.remote_address = reinterpret_cast<uintptr_t>(b.memory.data()) - 1;
   fails("one byte before the start", request);
+  request = write(a, b, 100, 5);
+  auto small = b.device->register_memory({b.memory.data(), 99}, true).value();
+  request.rkey = small->rkey();
+  fails("more than all of it", request);
   auto read_only = b.device->register_memory(b.memory, false).value();
   request = write(a, b, 100, 5);
   request.rkey = read_only->rkey();
@@ -259,10 +263,10 @@ TEST_F(FakeVerbs, AWriteOfNothingNeedsNoKeys) {
 TEST_F(FakeVerbs, APeerThatIsGoneExceedsTheRetries) {
   to_a.reset();
   ASSERT_TRUE(post(*to_b, write(a, b, 8, 1)).ok());
-  for (int attempt = 0; attempt < 2; ++attempt) ASSERT_TRUE(network.step());
+  for (int attempt = 0; attempt < 3; ++attempt) ASSERT_TRUE(network.step());
   EXPECT_TRUE(a.poll().empty());
-  network.drain();
-  EXPECT_EQ(brief(a.poll()), (Brief{{1, kRetryExceeded}}));
+  ASSERT_TRUE(network.step());
+  EXPECT_EQ(brief(a.poll()), (Brief{{1, kRetryExceeded}})) << "after one attempt and two retries";
 }
 
 TEST_F(FakeVerbs, APeerThatFailedExceedsTheRetries) {
@@ -314,6 +318,15 @@ TEST_F(FakeVerbs, AWriteMayHaveLandedAlthoughItFailed) {
   EXPECT_EQ(b.count(7), 8u);
 }
 
+TEST_F(FakeVerbs, NothingLandsThroughAOneWayPartition) {
+  network.partition_one_way(a.gid, b.gid, true);
+  a.fill(0, 8, 7);
+  ASSERT_TRUE(post(*to_b, write(a, b, 8, 1)).ok());
+  network.drain();
+  EXPECT_EQ(brief(a.poll()), (Brief{{1, kRetryExceeded}}));
+  EXPECT_EQ(b.count(7), 0u);
+}
+
 TEST_F(FakeVerbs, ARefusalThatDoesNotComeBackIsARetry) {
   network.partition_one_way(b.gid, a.gid, true);
   ASSERT_TRUE(post(*to_b, message(a, b, 8, 1)).ok());
@@ -344,7 +357,8 @@ TEST_F(FakeVerbs, FailFlushesEvenWhatHasLanded) {
   a.fill(0, 8, 7);
   ASSERT_TRUE(post(*to_b, write(a, b, 8, 1)).ok());
   ASSERT_TRUE(post(*to_b, write(a, b, 8, 2)).ok());
-  ASSERT_TRUE(network.step());
+  // It lands and is done at the peer; the acknowledgement is under way.
+  for (int step = 0; step < 2; ++step) ASSERT_TRUE(network.step());
   EXPECT_EQ(b.count(7), 8u);
   to_b->fail();
   network.drain();
@@ -413,6 +427,9 @@ TEST(FakeVerbsQueues, AnOverrunCompletionQueueIsLostForEver) {
   EXPECT_EQ(a.completions->arm().code(), StatusCode::kInternal);
   EXPECT_TRUE(readable(a.device->async_fd()));
   EXPECT_EQ(a.device->next_event()->kind, AsyncEventKind::kCompletionQueueError);
+  ASSERT_TRUE(post(*other, write(b, a, 8, 7)).ok());
+  network.drain();
+  EXPECT_EQ(brief(b.poll()), (Brief{{7, kRetryExceeded}})) << "its queue pairs broke";
 }
 
 TEST_F(FakeVerbs, ArmingGivesOneEventForTheNextCompletion) {
@@ -519,16 +536,20 @@ TEST_F(FakeVerbs, ConnectChecksTheEndpoint) {
   EXPECT_EQ(post(*a.queue_pair(), write(a, b, 8)).code(), StatusCode::kInternal) << "not connected";
 }
 
-TEST_F(FakeVerbs, AWriteToAnEarlierLifeOfAQueuePairFails) {
-  auto one = a.queue_pair();
-  auto other = b.queue_pair();
-  Endpoint stale = other->endpoint();
-  stale.packet_sequence ^= 1;
-  ASSERT_TRUE(one->connect(stale, {}).ok());
-  ASSERT_TRUE(other->connect(one->endpoint(), {}).ok());
-  ASSERT_TRUE(post(*one, write(a, b, 8, 1)).ok());
-  network.drain();
-  EXPECT_EQ(brief(a.poll()), (Brief{{1, kRetryExceeded}}));
+TEST_F(FakeVerbs, QueuePairsOfDifferentLivesDoNotReachEachOther) {
+  // As after a restart in which one side kept the other's old endpoint.
+  for (const bool mine_is_stale : {false, true}) {
+    auto one = a.queue_pair();
+    auto other = b.queue_pair();
+    Endpoint mine = one->endpoint();
+    Endpoint theirs = other->endpoint();
+    (mine_is_stale ? mine : theirs).packet_sequence ^= 1;
+    ASSERT_TRUE(one->connect(theirs, {}).ok());
+    ASSERT_TRUE(other->connect(mine, {}).ok());
+    ASSERT_TRUE(post(*one, write(a, b, 8, 1)).ok());
+    network.drain();
+    EXPECT_EQ(brief(a.poll()), (Brief{{1, kRetryExceeded}}));
+  }
 }
 
 TEST(FakeVerbsDevices, LimitsAreKept) {
@@ -631,6 +652,47 @@ TEST(FakeVerbsSeeds, QueuePairsKeepTheirOwnOrderAndNoOther) {
   EXPECT_GT(first_wins, 20);
   EXPECT_GT(second_wins, 20);
   EXPECT_GT(answered_before_sent, 20);
+}
+
+TEST(FakeVerbsSeeds, ABlockedRequestDoesNotHoldUpEarlierCompletions) {
+  for (uint64_t seed = 0; seed < 30; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    FakeNetwork network({.seed = seed, .manual = true, .faults = {}});
+    Node a(network, 1);
+    Node b(network, 2);
+    auto one = a.queue_pair();
+    auto other = b.queue_pair();
+    connect(*one, *other);
+    ASSERT_TRUE(b.receives->post(1).ok());
+    for (uint32_t id = 0; id < 2; ++id) ASSERT_TRUE(post(*one, message(a, b, 8, id)).ok());
+    network.drain();
+    EXPECT_EQ(brief(a.poll()), (Brief{{0, kOk}}));
+  }
+}
+
+TEST(FakeVerbsSeeds, CompletionsAreLateOnBothSides) {
+  int late_received = 0, late_sent = 0;
+  for (uint64_t seed = 0; seed < 40; ++seed) {
+    FakeNetwork network({.seed = seed, .manual = true, .faults = {.completion_delay_max = 5}});
+    Node a(network, 1);
+    Node b(network, 2);
+    auto one = a.queue_pair();
+    auto other = b.queue_pair();
+    connect(*one, *other);
+    ASSERT_TRUE(b.receives->post(1).ok());
+    a.fill(0, 8, 7);
+    ASSERT_TRUE(post(*one, message(a, b, 8, 1)).ok());
+    ASSERT_TRUE(network.step());
+    ASSERT_EQ(b.count(7), 8u);
+    // Without a delay each takes one step.
+    int steps = 0;
+    for (; b.poll().empty(); ++steps) ASSERT_TRUE(network.step());
+    late_received += steps > 1 ? 1 : 0;
+    for (steps = 0; a.poll().empty(); ++steps) ASSERT_TRUE(network.step());
+    late_sent += steps > 1 ? 1 : 0;
+  }
+  EXPECT_GT(late_received, 20);
+  EXPECT_GT(late_sent, 20);
 }
 
 TEST(FakeVerbsSeeds, ADestroyedQueuePairLeavesItsCompletionsOrNot) {

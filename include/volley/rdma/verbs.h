@@ -70,7 +70,7 @@ const char* completion_status_name(CompletionStatus status);
 struct Completion {
   WorkId work;  ///< Of a write. Of a receive it is {}.
   CompletionStatus status = CompletionStatus::kOk;
-  bool received = false;    ///< A write of the peer with this immediate has landed.
+  bool received = false;    ///< Of a receive: if kOk, a write of the peer with `immediate` landed.
   uint32_t queue_pair = 0;  ///< The local queue pair's number.
   uint32_t immediate = 0;   ///< When `received` and kOk; host order.
   uint32_t vendor_error = 0;

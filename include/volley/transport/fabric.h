@@ -42,7 +42,7 @@ struct FabricOptions {
   /// for example "auto", and invent a unique name.
   std::string listen;
   Nanos connect_timeout = 5 * kSecond;
-  RdmaOptions rdma;  ///< Of `rdma` only.
+  RdmaOptions rdma{};  ///< Of `rdma` only.
 };
 
 enum class EventKind : uint8_t {
