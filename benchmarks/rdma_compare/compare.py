@@ -22,6 +22,12 @@ PORTS = itertools.count(20000)
 PERFTEST_MB = 1 << 20
 
 
+def message_bytes(size):
+    """What a message of fabric_verbs with rows of `size` bytes takes: header and entries, then the rows."""
+    rows = max(1, size // (64 << 10))
+    return (64 + 8 * rows + 63) // 64 * 64 + size
+
+
 class Runner:
     def __init__(self, options, folder):
         self.options = options
@@ -81,17 +87,18 @@ class Runner:
     def programs(self, mode, size, messages):
         """Name and call; the calls return microseconds of a round trip, or MB/s."""
         if mode == "latency":
-            def run(program):
-                return self.ours(program, mode, size, messages)["round_trip_us"]["median"]
-            found = {"raw": lambda: run("raw_verbs"), "volley": lambda: run("fabric_verbs")}
+            def run(program, length):
+                return self.ours(program, mode, length, messages)["round_trip_us"]["median"]
+            found = {"raw": lambda: run("raw_verbs", size), "volley": lambda: run("fabric_verbs", size),
+                     "raw alike": lambda: run("raw_verbs", message_bytes(size))}
             if shutil.which("ib_send_lat"):
                 # Half a round trip: bytes, iterations, t_min, t_max, t_typical.
                 found["ib_send_lat"] = lambda: 2 * self.perftest("ib_send_lat", size, messages)[4]
         else:
-            def run(program, *extra):
-                return self.ours(program, mode, size, messages, *extra)["mb_per_s"]
-            found = {"raw": lambda: run("raw_verbs"), "volley": lambda: run("fabric_verbs"),
-                     "raw acknowledged": lambda: run("raw_verbs", "--acknowledge")}
+            def run(program, length, *extra):  # MB/s of rows.
+                return self.ours(program, mode, length, messages, *extra)["mb_per_s"] * size / length
+            found = {"raw": lambda: run("raw_verbs", size), "volley": lambda: run("fabric_verbs", size),
+                     "raw alike": lambda: run("raw_verbs", message_bytes(size), "--acknowledge")}
             if shutil.which("ib_write_bw"):
                 window = self.options.window
                 batch = str(max(window // 4, 1))  # As raw_verbs signals.
@@ -191,12 +198,13 @@ def main():
                         for size in sizes]
             report[mode] = measured
             text += table(mode, measured) + "\n"
+            # After each mode: a run that is ended early leaves what it has.
+            with open(os.path.join(results, "rdma.md"), "w", encoding="utf-8") as file:
+                file.write(text)
+            with open(os.path.join(results, "rdma.json"), "w", encoding="utf-8") as file:
+                json.dump(report, file, indent=2)
+                file.write("\n")
     print(text, end="")
-    with open(os.path.join(results, "rdma.md"), "w", encoding="utf-8") as file:
-        file.write(text)
-    with open(os.path.join(results, "rdma.json"), "w", encoding="utf-8") as file:
-        json.dump(report, file, indent=2)
-        file.write("\n")
 
 
 if __name__ == "__main__":
