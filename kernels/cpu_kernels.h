@@ -32,6 +32,8 @@ struct CpuKernels {
   void (*attention)(const AttentionArgs&, ThreadPool&);
   void (*router)(const RouterArgs&, ThreadPool&);
   void (*pack)(const PackArgs&, ThreadPool&);
+  void (*pack_e4m3)(const PackE4m3Args&, ThreadPool&);
+  void (*unpack_e4m3)(const UnpackE4m3Args&, ThreadPool&);
   void (*grouped_ffn)(const GroupedFfnArgs&, ThreadPool&);
   void (*combine)(const CombineArgs&, ThreadPool&);
   void (*embed)(const EmbedArgs&, ThreadPool&);

@@ -38,6 +38,16 @@ inline void check(const PackArgs& args) {
   VOLLEY_CHECK(args.input.size() == args.output.size());
 }
 
+inline void check(const PackE4m3Args& args) {
+  VOLLEY_CHECK(args.input.size() == args.output.size());
+  VOLLEY_CHECK(args.row_bytes % 4 == 0 && args.row_bytes >= size_t{args.width} + sizeof(float));
+}
+
+inline void check(const UnpackE4m3Args& args) {
+  VOLLEY_CHECK(args.input.size() == args.output.size());
+  VOLLEY_CHECK(args.row_bytes % 4 == 0 && args.row_bytes >= size_t{args.width} + sizeof(float));
+}
+
 inline void check(const GroupedFfnArgs& args) {
   VOLLEY_CHECK(args.input.size() == args.output.size());
   for (const FfnGroup& group : args.groups) {

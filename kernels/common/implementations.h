@@ -19,6 +19,8 @@ void attention(const AttentionArgs& args, ThreadPool& pool);
 void router(const RouterArgs& args, ThreadPool& pool);
 void grouped_ffn(const GroupedFfnArgs& args, ThreadPool& pool);
 void combine(const CombineArgs& args, ThreadPool& pool);
+void pack_e4m3(const PackE4m3Args& args, ThreadPool& pool);
+void unpack_e4m3(const UnpackE4m3Args& args, ThreadPool& pool);
 SampledToken sample_token(std::span<const float> logits, const SamplingParams& params,
                           uint64_t position, SampleScratch& scratch);
 }  // namespace reference
@@ -31,6 +33,8 @@ void attention(const AttentionArgs& args, ThreadPool& pool);
 void router(const RouterArgs& args, ThreadPool& pool);
 void grouped_ffn(const GroupedFfnArgs& args, ThreadPool& pool);
 void combine(const CombineArgs& args, ThreadPool& pool);
+void pack_e4m3(const PackE4m3Args& args, ThreadPool& pool);
+void unpack_e4m3(const UnpackE4m3Args& args, ThreadPool& pool);
 SampledToken sample_token(std::span<const float> logits, const SamplingParams& params,
                           uint64_t position, SampleScratch& scratch);
 }  // namespace N_AVX2
@@ -43,6 +47,8 @@ void attention(const AttentionArgs& args, ThreadPool& pool);
 void router(const RouterArgs& args, ThreadPool& pool);
 void grouped_ffn(const GroupedFfnArgs& args, ThreadPool& pool);
 void combine(const CombineArgs& args, ThreadPool& pool);
+void pack_e4m3(const PackE4m3Args& args, ThreadPool& pool);
+void unpack_e4m3(const UnpackE4m3Args& args, ThreadPool& pool);
 SampledToken sample_token(std::span<const float> logits, const SamplingParams& params,
                           uint64_t position, SampleScratch& scratch);
 // By VDPBF16PS where the dtype is bf16; the caller has checked that the processor has it.

@@ -26,6 +26,14 @@ void subtract(v1::NodeProfile& profile, const v1::NodeProfile& before) {
     span.set_rows(span.rows() - old->rows());
     span.set_time_ns(span.time_ns() - old->time_ns());
   }
+  v1::NodeProfile::Traffic& traffic = *profile.mutable_traffic();
+  const v1::NodeProfile::Traffic& old = before.traffic();
+  traffic.set_messages_sent(traffic.messages_sent() - old.messages_sent());
+  traffic.set_messages_received(traffic.messages_received() - old.messages_received());
+  traffic.set_bytes_sent(traffic.bytes_sent() - old.bytes_sent());
+  traffic.set_bytes_received(traffic.bytes_received() - old.bytes_received());
+  traffic.set_saved_sharing_bytes(traffic.saved_sharing_bytes() - old.saved_sharing_bytes());
+  traffic.set_saved_fp8_bytes(traffic.saved_fp8_bytes() - old.saved_fp8_bytes());
 }
 
 double ratio(double part, double whole) {
@@ -34,6 +42,24 @@ double ratio(double part, double whole) {
 
 std::string milliseconds(double ns) {
   return fmt::format("{:.3f} ms", ns / 1e6);
+}
+
+/// Messages and bytes of the data plane, and the bytes that were not sent.
+std::string format_traffic(const v1::NodeProfile& profile, bool by_layer) {
+  const v1::NodeProfile::Traffic& traffic = profile.traffic();
+  const auto steps = static_cast<double>(profile.steps());
+  std::vector<std::vector<std::string>> rows = {
+      {"  DATA PLANE", "MESSAGES", "BYTES", by_layer ? "BYTES PER STEP" : "BYTES PER GATHER"}};
+  const auto add = [&](const char* what, const std::string& messages, uint64_t bytes) {
+    rows.push_back({what, messages, std::to_string(bytes),
+                    steps > 0 ? fmt::format("{:.0f}", static_cast<double>(bytes) / steps) : "-"});
+  };
+  add("  sent", std::to_string(traffic.messages_sent()), traffic.bytes_sent());
+  add("  received", std::to_string(traffic.messages_received()), traffic.bytes_received());
+  // Dispatches alone save: an expert node would have nothing but zeros here.
+  if (by_layer) add("  saved: rows once a node", "-", traffic.saved_sharing_bytes());
+  if (traffic.saved_fp8_bytes() > 0) add("  saved: fp8 rows", "-", traffic.saved_fp8_bytes());
+  return format_table(rows);
 }
 
 std::string format_profile(const std::string& name, v1::Role role, const v1::NodeProfile& profile) {
@@ -65,6 +91,7 @@ std::string format_profile(const std::string& name, v1::Role role, const v1::Nod
     rows.push_back(std::move(row));
   }
   out += format_table(rows);
+  out += format_traffic(profile, by_layer);
   if (profile.measured().empty()) return out;
 
   rows = {{"  DECODE ROWS", "T_a", "T_e", "T_c"}};

@@ -156,6 +156,9 @@ void read_transport(YamlMap& map, TransportConfig& transport) {
   map.integer("links_max", transport.links_max, 1, 4096);
   map.integer("link_timeout_ms", transport.link_timeout_ms, 10, 600'000);
   map.integer("gather_window_us", transport.gather_window_us, 0, 1'000'000);
+  std::string dispatch_dtype = "model";
+  map.choice("dispatch_dtype", dispatch_dtype, {"model", "fp8_e4m3"});
+  transport.fp8_dispatch = dispatch_dtype == "fp8_e4m3";
 }
 
 }  // namespace

@@ -104,6 +104,7 @@ Status AttentionRole::start(const config::ClusterConfig& config, OnFailure on_fa
                               {.name = name_,
                                .incarnation = self.incarnation,
                                .dtype = setup.dtype,
+                               .fp8_dispatch = setup.fp8_dispatch,
                                .threads = node->threads,
                                .cores = node->cores,
                                .pool = colocation_ ? colocation_->pool() : nullptr,
@@ -193,7 +194,7 @@ v1::NodeHealth AttentionRole::health() const {
 
 v1::NodeProfile AttentionRole::profile() const {
   const engine::AttentionStatus status = engine_->status();
-  v1::NodeProfile profile = profile_message(status.profile, status.steps);
+  v1::NodeProfile profile = profile_message(status.profile, status.steps, status.traffic);
   profile.set_micro_batches_reason(scheduler::describe(status.micro_batches));
   for (const engine::MeasuredTimes& times : status.measured) {
     if (times.rows == 0) continue;

@@ -105,6 +105,7 @@ Status ExpertRole::start(const config::ClusterConfig& config, OnFailure on_failu
                    {.name = name_,
                     .incarnation = self.incarnation,
                     .dtype = setup.dtype,
+                    .fp8_dispatch = setup.fp8_dispatch,
                     .threads = node->threads,
                     .cores = node->cores,
                     .pool = colocation_ ? colocation_->pool() : nullptr,
@@ -151,7 +152,7 @@ v1::NodeHealth ExpertRole::health() const {
 
 v1::NodeProfile ExpertRole::profile() const {
   const engine::ExpertStatus status = engine_->status();
-  return profile_message(status.profile, status.profile[engine::Span::kFfn].count);
+  return profile_message(status.profile, status.profile[engine::Span::kFfn].count, status.traffic);
 }
 
 }  // namespace

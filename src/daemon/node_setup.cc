@@ -11,6 +11,7 @@
 #include "volley/base/fd.h"
 #include "volley/control/cluster_view.h"
 #include "volley/engine/attention_engine.h"
+#include "volley/engine/dispatch_rows.h"
 
 namespace volley::daemon {
 namespace {
@@ -54,8 +55,17 @@ Result<NodeSetup> set_up_node(const config::ClusterConfig& config) {
   VOLLEY_ASSIGN_OR_RETURN(setup.kernels, kernels::select_cpu_kernels(config.cpu_isa));
   setup.dtype = config.model.dtype == "f32" ? kernels::DType::kF32 : kernels::DType::kBf16;
   const model::ModelSpec& spec = setup.checkpoint.spec;
+  setup.fp8_dispatch = config.transport.fp8_dispatch;
   setup.geometry = engine::AttentionEngine::geometry(spec, config.transport.micro_batches,
-                                                     config.transport.slot_rows, setup.dtype);
+                                                     config.transport.slot_rows, setup.dtype,
+                                                     setup.fp8_dispatch);
+  if (setup.geometry.dispatch.row_bytes > setup.geometry.answer.row_bytes) {
+    return invalid_argument(
+        "{}: transport.dispatch_dtype: a row of {} elements has {} bytes in fp8_e4m3, in {} only "
+        "{}",
+        config.file, spec.hidden, setup.geometry.dispatch.row_bytes,
+        kernels::dtype_name(setup.dtype), setup.geometry.answer.row_bytes);
+  }
   const uint32_t limit = config.attention.sequence_tokens;
   if (limit > spec.max_positions) {
     return invalid_argument(
@@ -66,10 +76,11 @@ Result<NodeSetup> set_up_node(const config::ClusterConfig& config) {
       limit != 0 ? limit : std::min(spec.max_positions, kSequenceTokensDefaultMax);
   // All instruction sets of the CPU backend give equal bits (kernels/cpu_kernels.h), so the set is
   // not part of it; the compiler and its math library are, and the versions of the contracts: of
-  // the sums (pairs) and of the draw (sample), by which a request goes on at another node.
-  setup.numerics_fingerprint =
-      fmt::format("cpu/pairs-1/sample-2/{}/tp1/{}/libc-{}", kernels::dtype_name(setup.dtype),
-                  __VERSION__, ::gnu_get_libc_version());
+  // the sums (pairs), of the draw (sample), by which a request goes on at another node, and of the
+  // rows of fp8 dispatches where there are any.
+  setup.numerics_fingerprint = fmt::format(
+      "cpu/pairs-1/sample-2/{}{}/tp1/{}/libc-{}", kernels::dtype_name(setup.dtype),
+      setup.fp8_dispatch ? "/dispatch-e4m3-1" : "", __VERSION__, ::gnu_get_libc_version());
   return setup;
 }
 
@@ -105,6 +116,8 @@ Result<std::unique_ptr<transport::Fabric>> make_node_fabric(
                                    : config.transport.links_max,
        .layers = setup.checkpoint.spec.layer_count(),
        .dtype = static_cast<uint8_t>(setup.dtype),
+       .dispatch_dtype =
+           static_cast<uint8_t>(engine::dispatch_dtype(setup.dtype, setup.fp8_dispatch)),
        .key = key,
        .listen = listen,
        .rdma = rdma_options(config.transport.rdma, rdma_ports)});
@@ -145,7 +158,8 @@ Result<std::unique_ptr<control::ControllerClient>> join_cluster(
        .profile = std::move(profile)});
 }
 
-v1::NodeProfile profile_message(const engine::ProfileSnapshot& profile, uint64_t steps) {
+v1::NodeProfile profile_message(const engine::ProfileSnapshot& profile, uint64_t steps,
+                                const engine::Traffic& traffic) {
   v1::NodeProfile message;
   message.set_wall_ns(static_cast<uint64_t>(profile.wall));
   message.set_steps(steps);
@@ -158,6 +172,13 @@ v1::NodeProfile profile_message(const engine::ProfileSnapshot& profile, uint64_t
     span.set_rows(totals.rows);
     span.set_time_ns(static_cast<uint64_t>(totals.time));
   }
+  v1::NodeProfile::Traffic& carried = *message.mutable_traffic();
+  carried.set_messages_sent(traffic.messages_sent);
+  carried.set_messages_received(traffic.messages_received);
+  carried.set_bytes_sent(traffic.bytes_sent);
+  carried.set_bytes_received(traffic.bytes_received);
+  carried.set_saved_sharing_bytes(traffic.saved_sharing_bytes);
+  carried.set_saved_fp8_bytes(traffic.saved_fp8_bytes);
   return message;
 }
 

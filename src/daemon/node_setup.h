@@ -13,6 +13,7 @@
 #include "volley/control/controller_client.h"
 #include "volley/daemon/role.h"
 #include "volley/engine/profile.h"
+#include "volley/engine/traffic.h"
 #include "volley/model/weights.h"
 #include "volley/transport/fabric.h"
 #include "volley/v1/control.pb.h"
@@ -24,6 +25,7 @@ struct NodeSetup {
   model::Checkpoint checkpoint;
   kernels::DType dtype = kernels::DType::kBf16;
   const kernels::CpuKernels* kernels = nullptr;
+  bool fp8_dispatch = false;
   protocol::LinkGeometry geometry;
   uint32_t sequence_tokens_max = 0;
   /// Everything that decides bits: see docs/design.md, numerics fingerprint.
@@ -62,7 +64,8 @@ Result<std::unique_ptr<control::ControllerClient>> join_cluster(
 
 /// The message for an engine's profile; `steps` is what the table of `volley status --profile`
 /// divides by.
-v1::NodeProfile profile_message(const engine::ProfileSnapshot& profile, uint64_t steps);
+v1::NodeProfile profile_message(const engine::ProfileSnapshot& profile, uint64_t steps,
+                                const engine::Traffic& traffic);
 
 /// Resident memory of this process.
 uint64_t resident_bytes();

@@ -21,6 +21,7 @@
 #include "volley/base/mailbox.h"
 #include "volley/base/thread_pool.h"
 #include "volley/cache/block_allocator.h"
+#include "volley/engine/dispatch_rows.h"
 #include "volley/scheduler/attention_core.h"
 #include "volley/scheduler/micro_batch_controller.h"
 
@@ -69,7 +70,7 @@ scheduler::AttentionCoreOptions core_options(const AttentionEngineOptions& optio
           .experts = spec.layers.front().moe.experts,
           .top_k = spec.layers.front().moe.top_k,
           .incarnation = options.incarnation,
-          .dtype = static_cast<uint8_t>(options.dtype),
+          .dtype = static_cast<uint8_t>(dispatch_dtype(options.dtype, options.fp8_dispatch)),
           .link_timeout = options.link_timeout};
 }
 
@@ -167,6 +168,7 @@ struct AttentionEngine::Impl final : EngineLoop {
   std::vector<MicroBatchTimes> micro_batch_times;
   bool worked_since_poll = false;  // What poll() finds may have come a while ago.
   uint64_t tokens_generated = 0;
+  Traffic traffic;
   bool stopping = false;
   Nanos stop_deadline = 0;
   Nanos status_due = 0;
@@ -363,6 +365,7 @@ struct AttentionEngine::Impl final : EngineLoop {
                                              static_cast<uint32_t>(dispatch.entries.size()))
                             .begin());
       fabric->post(dispatch.link, dispatch.slot);
+      traffic.count_saved(dispatch.header, geometry);
       profile.lap(Span::kPost, subject);
       micro_batch_times[dispatch.header.micro_batch].posted = profile.last();
     }
@@ -493,6 +496,7 @@ struct AttentionEngine::Impl final : EngineLoop {
     if (now < status_due && !(idle && unpublished)) return;
     status_due = now + kStatusInterval;
     unpublished = false;
+    traffic.set_counters(fabric->counters());
     const scheduler::BatchScheduler::Stats stats = core.scheduler().stats();
     const Status ready = stopping ? unavailable("{} is shutting down", options.name) : core.ready();
     AttentionStatus next{.ready = ready.ok(),
@@ -512,6 +516,7 @@ struct AttentionEngine::Impl final : EngineLoop {
                          .weight_bytes = step->weight_bytes(),
                          .kv_bytes = step->kv_bytes(),
                          .link_bytes = geometry.region_bytes() * links.open_count(),
+                         .traffic = traffic,
                          .profile = profile.totals()};
     bool changed = false;
     {
@@ -577,10 +582,10 @@ struct AttentionEngine::Impl final : EngineLoop {
 
 protocol::LinkGeometry AttentionEngine::geometry(const model::ModelSpec& spec,
                                                  uint32_t micro_batches, uint32_t rows_max,
-                                                 kernels::DType dtype) {
-  return protocol::LinkGeometry::make(
-      micro_batches, rows_max, spec.layers.front().moe.top_k,
-      static_cast<uint32_t>(spec.hidden * kernels::dtype_bytes(dtype)));
+                                                 kernels::DType dtype, bool fp8_dispatch) {
+  return protocol::LinkGeometry::make(micro_batches, rows_max, spec.layers.front().moe.top_k,
+                                      dispatch_row_bytes(spec.hidden, dtype, fp8_dispatch),
+                                      dispatch_row_bytes(spec.hidden, dtype, false));
 }
 
 Result<std::unique_ptr<AttentionEngine>> AttentionEngine::create(
@@ -595,6 +600,11 @@ Result<std::unique_ptr<AttentionEngine>> AttentionEngine::create(
   if (options.geometry.micro_batches != options.micro_batches) {
     return invalid_argument("micro_batches is {}, the link geometry has {}", options.micro_batches,
                             options.geometry.micro_batches);
+  }
+  const uint32_t row_bytes = dispatch_row_bytes(spec.hidden, options.dtype, options.fp8_dispatch);
+  if (options.geometry.dispatch.row_bytes != row_bytes) {
+    return invalid_argument("rows of dispatches have {} bytes, in the link geometry {}", row_bytes,
+                            options.geometry.dispatch.row_bytes);
   }
   if (options.tokens_per_step_max == 0 || options.sequences_max == 0 || options.threads == 0) {
     return invalid_argument(
@@ -634,6 +644,7 @@ Result<std::unique_ptr<AttentionEngine>> AttentionEngine::create(
   auto impl = std::make_unique<Impl>(options, spec, kernels, std::move(fabric));
   VOLLEY_ASSIGN_OR_RETURN(impl->step,
                           AttentionStep::create({.dtype = options.dtype,
+                                                 .fp8_dispatch = options.fp8_dispatch,
                                                  .micro_batches = options.micro_batches,
                                                  .rows_max = options.tokens_per_step_max,
                                                  .kv_blocks = options.kv_blocks},

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "volley/base/check.h"
+#include "volley/engine/dispatch_rows.h"
 
 namespace volley::engine {
 
@@ -211,14 +212,23 @@ void AttentionStep::combine(uint32_t micro_batch, uint32_t layer, uint32_t begin
 void AttentionStep::pack(uint32_t micro_batch, std::span<const uint32_t> rows,
                          std::byte* first_row) {
   const MicroBatch& batch = micro_batches_[micro_batch];
-  const size_t row_bytes = spec_.hidden * dtype_bytes(options_.dtype);
+  const size_t row_bytes = dispatch_row_bytes(spec_.hidden, options_.dtype, options_.fp8_dispatch);
   row_pointers_.clear();
   out_pointers_.clear();
   for (size_t i = 0; i < rows.size(); ++i) {
     row_pointers_.push_back(batch.normed.row(rows[i]));
     out_pointers_.push_back(first_row + i * row_bytes);
   }
-  kernels_.pack({.input = row_pointers_, .output = out_pointers_, .row_bytes = row_bytes}, pool_);
+  if (!options_.fp8_dispatch) {
+    kernels_.pack({.input = row_pointers_, .output = out_pointers_, .row_bytes = row_bytes}, pool_);
+    return;
+  }
+  kernels_.pack_e4m3({.input = row_pointers_,
+                      .output = out_pointers_,
+                      .width = spec_.hidden,
+                      .dtype = options_.dtype,
+                      .row_bytes = row_bytes},
+                     pool_);
 }
 
 uint32_t AttentionStep::head_logits(uint32_t micro_batch, const scheduler::StepPlan& plan,

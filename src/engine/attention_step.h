@@ -18,6 +18,7 @@ namespace volley::engine {
 
 struct AttentionStepOptions {
   kernels::DType dtype = kernels::DType::kBf16;
+  bool fp8_dispatch = false;
   uint32_t micro_batches = 1;
   uint32_t rows_max = 256;  ///< Token budget of a micro-batch step.
   uint32_t kv_blocks = 0;
@@ -39,7 +40,7 @@ class AttentionStep {
   /// Returns the chosen experts, [rows, top_k], ascending in each row.
   std::span<const uint32_t> attention(uint32_t micro_batch, uint32_t layer,
                                       const scheduler::StepPlan& plan);
-  /// Copies rows of the micro-batch into a message.
+  /// Writes rows of the micro-batch into a message, dispatch_row_bytes() apart.
   void pack(uint32_t micro_batch, std::span<const uint32_t> rows, std::byte* first_row);
   /// One row of logits, and the chunk whose next token they decide.
   struct HeadRow {

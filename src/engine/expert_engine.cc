@@ -17,6 +17,7 @@
 #include "volley/base/check.h"
 #include "volley/base/clock.h"
 #include "volley/base/thread_pool.h"
+#include "volley/engine/dispatch_rows.h"
 #include "volley/protocol/link.h"
 #include "volley/scheduler/gather.h"
 
@@ -38,6 +39,7 @@ constexpr Nanos kQuietMin = kSecond;
 // (token, expert) pairs in one run at most, unless a single dispatch has more: bounds the
 // workspace.
 constexpr uint32_t kRunRowsMax = 4096;
+constexpr uint32_t kNoPlace = 0xffffffff;
 
 void average(Nanos& mean, Nanos value) {
   mean = mean == 0 ? value : mean + (value - mean) / 8;
@@ -88,6 +90,13 @@ struct ExpertEngine::Impl final : EngineLoop {
     VOLLEY_ASSIGN_OR_RETURN(workspace, Mapping::allocate(kernels::grouped_ffn_workspace_bytes(
                                            rows_max, ffn, options.dtype)));
     std::memset(workspace.bytes().data(), 0, workspace.bytes().size());
+    if (options.fp8_dispatch) {
+      // A run has at most as many rows as pairs: rows that no entry names are not read.
+      VOLLEY_ASSIGN_OR_RETURN(
+          widened, Matrix::create(rows_max, spec.hidden * kernels::dtype_bytes(options.dtype)));
+      packed_rows.reserve(rows_max);
+      place_of_row.resize(geometry.dispatch.rows_max);
+    }
     pairs.reserve(rows_max);
     sorted.reserve(rows_max);
     inputs.reserve(rows_max);
@@ -112,6 +121,10 @@ struct ExpertEngine::Impl final : EngineLoop {
   scheduler::GatherPolicy gather;
   std::map<LinkId, Link> links;
   Mapping workspace;
+  // With fp8 dispatches: the run's rows as they came, and widened to `dtype`, each once.
+  Matrix widened;
+  std::vector<const void*> packed_rows;
+  std::vector<uint32_t> place_of_row;  // Of one dispatch: where its rows are in the two above.
   std::vector<Pair> pairs, sorted;
   std::vector<uint32_t> counts;
   std::vector<const void*> inputs;
@@ -123,6 +136,7 @@ struct ExpertEngine::Impl final : EngineLoop {
   bool computed_since_poll = false;  // What poll() finds may have come a while ago.
   Nanos stop_seen = 0;               // When run() first saw `stopping`.
   uint64_t rows_computed = 0, refusals = 0;
+  Traffic traffic;
   Nanos status_due = 0;
 
   // Crossing threads.
@@ -138,6 +152,8 @@ struct ExpertEngine::Impl final : EngineLoop {
     header.incarnation = options.incarnation.value;
     header.row_count = dispatch.entry_count;
     header.entry_count = 0;
+    header.dtype = static_cast<uint8_t>(options.dtype);
+    header.row_bytes = geometry.answer.row_bytes;
     header.refusal = Refusal::kNone;
     header.times = {.compute_ns = 0, .queue_ns = 0};
     return header;
@@ -253,19 +269,45 @@ struct ExpertEngine::Impl final : EngineLoop {
     }
   }
 
+  /// Where the row of the dispatch in hand will be once widen() has run.
+  const void* place_widened(uint32_t index, const std::byte* packed_row) {
+    uint32_t& place = place_of_row[index];
+    if (place == kNoPlace) {
+      place = static_cast<uint32_t>(packed_rows.size());
+      VOLLEY_CHECK(place < rows_max);
+      packed_rows.push_back(packed_row);
+    }
+    return widened.row(place);
+  }
+
+  /// Brings the rows of fp8 dispatches to `dtype`.
+  void widen() {
+    const auto count = static_cast<uint32_t>(packed_rows.size());
+    if (count == 0) return;
+    kernels.unpack_e4m3({.input = packed_rows,
+                         .output = widened.rows(0, count),
+                         .width = spec.hidden,
+                         .dtype = options.dtype,
+                         .row_bytes = geometry.dispatch.row_bytes},
+                        pool);
+  }
+
   /// Lists the pairs of all dispatches by expert: a counting sort, so that equal inputs give equal
   /// orders.
   void collect(const GatherDecision& run) {
     pairs.clear();
+    packed_rows.clear();
     counts.assign(spec.layers.front().moe.experts + 1, 0);
     for (const PendingDispatch& dispatch : run.dispatches) {
       const Waiting& waiting = links.at(dispatch.link).slots[dispatch.slot];
       const std::byte* in = fabric->recv_slot(dispatch.link, dispatch.slot);
       std::byte* out = fabric->send_slot(dispatch.link, dispatch.slot);
+      std::ranges::fill(place_of_row, kNoPlace);
       for (uint32_t i = 0; i < waiting.entries.size(); ++i) {
         const protocol::Entry& entry = waiting.entries[i];
+        const std::byte* row = protocol::row_of(in, geometry.dispatch, entry.row);
         pairs.push_back({.expert = entry.expert,
-                         .input = protocol::row_of(in, geometry.dispatch, entry.row),
+                         .input = options.fp8_dispatch ? place_widened(entry.row, row) : row,
                          .output = protocol::row_of(out, geometry.answer, i)});
         ++counts[entry.expert + 1];
       }
@@ -307,6 +349,7 @@ struct ExpertEngine::Impl final : EngineLoop {
     const Nanos start = profile.last();
     collect(run);
     VOLLEY_CHECK(pairs.size() <= rows_max);
+    widen();
     subject.rows = static_cast<uint32_t>(pairs.size());
     profile.lap(Span::kPrepare, subject);
     if (!pairs.empty()) {
@@ -348,6 +391,7 @@ struct ExpertEngine::Impl final : EngineLoop {
     if (now < status_due) return;
     status_due = now + kStatusInterval;
     const scheduler::GatherPolicy::Stats stats = gather.stats();
+    traffic.set_counters(fabric->counters());
     const std::lock_guard lock(status_mutex);
     published = {.links = static_cast<uint32_t>(links.size()),
                  .runs = stats.runs,
@@ -359,6 +403,7 @@ struct ExpertEngine::Impl final : EngineLoop {
                  .expert_time = expert_time,
                  .weight_bytes = weights.bytes(),
                  .link_bytes = geometry.region_bytes() * options.links_max,
+                 .traffic = traffic,
                  .profile = profile.totals()};
   }
 
@@ -432,6 +477,11 @@ struct ExpertEngine::Impl final : EngineLoop {
 Result<std::unique_ptr<ExpertEngine>> ExpertEngine::create(
     const ExpertEngineOptions& options, const model::ModelSpec& spec, model::ExpertWeights weights,
     const kernels::CpuKernels& kernels, std::unique_ptr<transport::Fabric> fabric) {
+  const uint32_t row_bytes = dispatch_row_bytes(spec.hidden, options.dtype, options.fp8_dispatch);
+  if (options.geometry.dispatch.row_bytes != row_bytes) {
+    return invalid_argument("rows of dispatches have {} bytes, in the link geometry {}", row_bytes,
+                            options.geometry.dispatch.row_bytes);
+  }
   if (options.threads == 0 || options.links_max == 0) {
     return invalid_argument("threads ({}) and links_max ({}) must not be 0", options.threads,
                             options.links_max);

@@ -106,6 +106,7 @@ Hello make_hello(const FabricOptions& self, const LinkKey& key) {
   hello.answer[2] = geometry.answer.row_bytes;
   hello.layers = self.layers;
   hello.dtype = self.dtype;
+  hello.dispatch_dtype = dispatch_dtype_of(self);
   std::copy(key.begin(), key.end(), hello.key);
   put_text(hello.name, self.self.name);
   return hello;
@@ -131,7 +132,8 @@ Status check_hello(const Hello& hello, const FabricOptions& self) {
   VOLLEY_RETURN_IF_ERROR(check_same_layout("dispatch", hello.dispatch, self.geometry.dispatch));
   VOLLEY_RETURN_IF_ERROR(check_same_layout("answer", hello.answer, self.geometry.answer));
   VOLLEY_RETURN_IF_ERROR(check_same("layers", hello.layers, self.layers));
-  return check_same("dtype", hello.dtype, self.dtype);
+  VOLLEY_RETURN_IF_ERROR(check_same("dtype", hello.dtype, self.dtype));
+  return check_same("dispatch_dtype", hello.dispatch_dtype, dispatch_dtype_of(self));
 }
 
 Welcome make_welcome(const FabricOptions& self, uint32_t wire_link) {
@@ -182,7 +184,7 @@ protocol::Expectation expectation_of(const FabricOptions& self, bool connector,
           .slot = 0,
           .layers = self.layers,
           .experts = 0,
-          .dtype = self.dtype,
+          .dtype = connector ? self.dtype : dispatch_dtype_of(self),
           .layout = connector ? self.geometry.answer : self.geometry.dispatch,
           .micro_batches = self.geometry.micro_batches};
 }

@@ -26,7 +26,8 @@ struct Hello {
   uint32_t answer[3] = {};                         // 32
   uint32_t layers = 0;                             // 44
   uint32_t dtype = 0;                              // 48
-  uint32_t reserved[7] = {};                       // 52
+  uint32_t dispatch_dtype = 0;                     // 52
+  uint32_t reserved[6] = {};                       // 56
   uint8_t key[16] = {};                            // 80
   char name[64] = {};                              // 96  ends with a zero byte
 };
@@ -44,6 +45,11 @@ struct Welcome {
   char reason[256] = {};  // 96  of a refusal, ends with a zero byte
 };
 static_assert(sizeof(Welcome) == 352 && offsetof(Welcome, reason) == 96);
+
+/// Of the rows of dispatches.
+inline uint8_t dispatch_dtype_of(const FabricOptions& options) {
+  return options.dispatch_dtype != 0 ? options.dispatch_dtype : options.dtype;
+}
 
 /// Fails unless the options can be used at all. Errors: kInvalidArgument, naming the field.
 Status check_options(const FabricOptions& options);

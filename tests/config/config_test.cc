@@ -55,6 +55,18 @@ TEST(ClusterConfig, MicroBatchesMayBeAuto) {
   EXPECT_EQ(config->transport.micro_batches, 4u);
 }
 
+TEST(ClusterConfig, DispatchesMayBeFp8) {
+  EXPECT_FALSE(parse_cluster_config(kGood, "c.yaml")->transport.fp8_dispatch);
+  for (const bool fp8 : {false, true}) {
+    std::string text = kGood;
+    text.replace(text.find("micro_batches: 3"), 16,
+                 fp8 ? "dispatch_dtype: fp8_e4m3" : "dispatch_dtype: model");
+    const auto config = parse_cluster_config(text, "c.yaml");
+    ASSERT_TRUE(config.ok()) << config.status();
+    EXPECT_EQ(config->transport.fp8_dispatch, fp8);
+  }
+}
+
 TEST(ClusterConfig, CoresAreAListOrText) {
   struct Case {
     const char* text;
@@ -62,8 +74,7 @@ TEST(ClusterConfig, CoresAreAListOrText) {
     std::vector<uint32_t> cores;
   };
   for (const Case& c : {Case{"      cores: [2, 0]", 2, {2, 0}},
-                        Case{"      cores: 0-2,8", 4, {0, 1, 2, 8}},
-                        Case{"      cores: 3", 1, {3}},
+                        Case{"      cores: 0-2,8", 4, {0, 1, 2, 8}}, Case{"      cores: 3", 1, {3}},
                         Case{"      cores: \"0-3\"\n      threads: 2", 2, {0, 1, 2, 3}}}) {
     std::string text = kGood;
     text.replace(text.find("      threads: 2"), 16, c.text);
@@ -98,8 +109,8 @@ INSTANTIATE_TEST_SUITE_P(
     Table, ClusterConfigMistake,
     testing::Values(
         Mistake{"  fabric: tcp", "  fabirc: tcp",
-                "c.yaml:5: transport.fabirc: unknown key; known here: fabric, gather_window_us, "
-                "link_timeout_ms, links_max, micro_batches, rdma, slot_rows"},
+                "c.yaml:5: transport.fabirc: unknown key; known here: dispatch_dtype, fabric, "
+                "gather_window_us, link_timeout_ms, links_max, micro_batches, rdma, slot_rows"},
         Mistake{"  fabric: tcp", "  fabric: tcp\n  fabric: shm",
                 "c.yaml:6: transport.fabric: the key appears twice"},
         Mistake{"fabric: tcp", "fabric: udp",
@@ -131,8 +142,9 @@ INSTANTIATE_TEST_SUITE_P(
                 "c.yaml:16: expert.nodes[0].experts: 'x' is not an integer in [0, 1023]"},
         Mistake{"experts: [0, 2]", "experts: []",
                 "c.yaml:16: expert.nodes[0].experts: needs at least one expert"},
-        Mistake{"      threads: 2", "      threads: 3\n      cores: [0, 1]",
-                "c.yaml:12: attention.nodes[1].threads: 3 threads are more than the 2 cores listed"},
+        Mistake{
+            "      threads: 2", "      threads: 3\n      cores: [0, 1]",
+            "c.yaml:12: attention.nodes[1].threads: 3 threads are more than the 2 cores listed"},
         Mistake{"      threads: 2", "      cores: [0, 1, 0]",
                 "c.yaml:12: attention.nodes[1].cores: core 0 is listed twice"},
         Mistake{"      threads: 2", "      cores: []",

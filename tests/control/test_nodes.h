@@ -25,6 +25,7 @@ inline v1::NodeRegistration compute_node(v1::Role role, const std::string& name,
   node.mutable_geometry()->set_rows_max(64);
   node.mutable_geometry()->set_entries_max(128);
   node.mutable_geometry()->set_row_bytes(256);
+  node.mutable_geometry()->set_answer_row_bytes(256);
   return node;
 }
 

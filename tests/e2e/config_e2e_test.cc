@@ -105,6 +105,25 @@ TEST_F(ConfigTest, ModelFolderIsMissing) {
   }
 }
 
+TEST_F(ConfigTest, Fp8DispatchesThatWouldBeLarger) {
+  const fs::path model = copy_of_model() / "config.json";
+  std::string text = read_file(model);
+  const std::string hidden = "\"hidden_size\": 128";
+  ASSERT_NE(text.find(hidden), std::string::npos);
+  text.replace(text.find(hidden), hidden.size(), "\"hidden_size\": 14");
+  write_file(model, text);
+  const std::string file =
+      config(kModel.string(), "model\n  weights: dummy\ntransport:\n  dispatch_dtype: fp8_e4m3");
+  for (const auto& arguments :
+       {std::vector<std::string>{"attention", "--config", file, "--node", "a"},
+        {"expert", "--config", file, "--node", "e"}}) {
+    const CommandResult result = run_volley(arguments);
+    EXPECT_EQ(result.exit_code, kUsage);
+    EXPECT_THAT(result.err, HasSubstr(file + ": transport.dispatch_dtype: a row of 14 elements has "
+                                             "32 bytes in fp8_e4m3, in bf16 only 28"));
+  }
+}
+
 TEST_F(ConfigTest, TruncatedWeights) {
   const fs::path weights = copy_of_model() / "model.safetensors";
   fs::resize_file(weights, fs::file_size(weights) - 1000);

@@ -73,6 +73,18 @@ TEST(Status, ProfilesSumToTheWallTime) {
     expect_sound(profile_of(cluster, node, 12), {"schedule", "prepare", "ffn", "check", "post"});
   }
 
+  // The sequences have ended, so no message is on its way.
+  EXPECT_GT(attention.traffic().messages_sent(), 0u);
+  EXPECT_TRUE(eventually(
+      [&] {
+        uint64_t at_experts = 0;
+        for (const std::string node : {"expert-0", "expert-1"}) {
+          at_experts += profile_of(cluster, node, 12).traffic().bytes_received();
+        }
+        return profile_of(cluster, "attention-0", 12).traffic().bytes_sent() == at_experts;
+      },
+      seconds(5)));
+
   const CommandResult plain = run_volley({"status", "--controller", cluster.controller()});
   EXPECT_EQ(plain.exit_code, 0) << plain.err;
   EXPECT_THAT(plain.out, HasSubstr("attention-0: m=2: as configured"));
@@ -80,13 +92,32 @@ TEST(Status, ProfilesSumToTheWallTime) {
   const CommandResult table =
       run_volley({"status", "--profile", "--controller", cluster.controller()});
   EXPECT_EQ(table.exit_code, 0) << table.err;
-  for (const std::string text : {"PER STEP", "PER LAYER", "PER GATHER", "SHARE", "sample", "ffn"})
+  for (const std::string text : {"PER STEP", "PER LAYER", "PER GATHER", "SHARE", "sample", "ffn",
+                                 "DATA PLANE", "BYTES PER STEP", "saved: rows once a node"})
     EXPECT_THAT(table.out, HasSubstr(text));
   // Nothing happens in the interval, so the difference has no steps.
   const CommandResult idle = run_volley(
       {"status", "--profile", "--interval-ms", "300", "--controller", cluster.controller()});
   EXPECT_EQ(idle.exit_code, 0) << idle.err;
   EXPECT_THAT(idle.out, HasSubstr("attention-0: 0 steps in "));
+  EXPECT_EQ(cluster.stop(), 0) << cluster.supervisor().err();
+}
+
+TEST(Status, Fp8DispatchesShowWhatTheySave) {
+  Cluster cluster({.expert = 2, .transport = "  dispatch_dtype: fp8_e4m3\n"});
+  ASSERT_TRUE(cluster.up());
+  generate(cluster, 2, 8);
+  EXPECT_GT(profile_of(cluster, "attention-0", 8).traffic().saved_fp8_bytes(), 0u);
+  EXPECT_EQ(profile_of(cluster, "expert-0", 8).traffic().saved_fp8_bytes(), 0u);
+  const CommandResult table =
+      run_volley({"status", "--profile", "--controller", cluster.controller()});
+  EXPECT_THAT(table.out, HasSubstr("saved: fp8 rows"));
+  const auto status = cluster.status();
+  ASSERT_TRUE(status.has_value());
+  for (const v1::ClusterMember& member : status->view().members()) {
+    if (member.registration().role() == v1::ROLE_FRONTEND) continue;
+    EXPECT_THAT(member.registration().numerics_fingerprint(), HasSubstr("/dispatch-e4m3"));
+  }
   EXPECT_EQ(cluster.stop(), 0) << cluster.supervisor().err();
 }
 

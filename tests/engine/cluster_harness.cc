@@ -6,6 +6,7 @@
 #include "volley/base/check.h"
 #include "volley/base/clock.h"
 #include "volley/base/random.h"
+#include "volley/engine/dispatch_rows.h"
 #include "volley/protocol/expert_map.h"
 
 namespace volley::engine {
@@ -28,14 +29,16 @@ std::unique_ptr<transport::Fabric> fabric_for(const HarnessOptions& options,
                                               const protocol::LinkGeometry& geometry,
                                               uint32_t layers, bool listens) {
   const std::string listen = !listens ? "" : options.fabric == "tcp" ? "127.0.0.1:0" : "auto";
-  auto fabric =
-      must(transport::make_fabric(options.fabric, {.self = self,
-                                                   .geometry = geometry,
-                                                   .links_max = kLinksMax,
-                                                   .layers = layers,
-                                                   .dtype = static_cast<uint8_t>(options.dtype),
-                                                   .key = kKey,
-                                                   .listen = listen}));
+  auto fabric = must(transport::make_fabric(
+      options.fabric,
+      {.self = self,
+       .geometry = geometry,
+       .links_max = kLinksMax,
+       .layers = layers,
+       .dtype = static_cast<uint8_t>(options.dtype),
+       .dispatch_dtype = static_cast<uint8_t>(dispatch_dtype(options.dtype, options.fp8_dispatch)),
+       .key = kKey,
+       .listen = listen}));
   return options.decorate ? options.decorate(std::move(fabric)) : std::move(fabric);
 }
 
@@ -75,11 +78,12 @@ ClusterHarness::ClusterHarness(const HarnessOptions& options, const model::Check
   const kernels::CpuKernels& kernels = options.kernels != nullptr
                                            ? *options.kernels
                                            : *must(kernels::select_cpu_kernels(options.isa));
-  const protocol::LinkGeometry geometry =
-      AttentionEngine::geometry(spec, options.micro_batches, options.slot_rows, options.dtype);
+  const protocol::LinkGeometry geometry = AttentionEngine::geometry(
+      spec, options.micro_batches, options.slot_rows, options.dtype, options.fp8_dispatch);
   const AttentionEngineOptions base{.name = {},
                                     .incarnation = {},
                                     .dtype = options.dtype,
+                                    .fp8_dispatch = options.fp8_dispatch,
                                     .threads = options.threads,
                                     .micro_batches = options.micro_batches,
                                     .adaptive_micro_batches = options.adaptive_micro_batches,
@@ -117,6 +121,7 @@ ClusterHarness::ClusterHarness(const HarnessOptions& options, const model::Check
     node.engine = must(ExpertEngine::create({.name = name,
                                              .incarnation = incarnation,
                                              .dtype = options.dtype,
+                                             .fp8_dispatch = options.fp8_dispatch,
                                              .threads = options.threads,
                                              .geometry = geometry,
                                              .links_max = kLinksMax,

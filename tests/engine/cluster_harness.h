@@ -32,6 +32,7 @@ struct HarnessOptions {
   uint32_t kv_blocks = 0;
   uint32_t threads = 1;
   kernels::DType dtype = kernels::DType::kBf16;
+  bool fp8_dispatch = false;
   std::string isa = "auto";
   const kernels::CpuKernels* kernels = nullptr;  ///< In place of those of `isa`.
   Nanos link_timeout = 5 * kSecond;

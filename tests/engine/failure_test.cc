@@ -40,9 +40,9 @@ void run(ClusterHarness& cluster, std::vector<Stream>& streams,
 
 class ExpertLoss : public testing::TestWithParam<std::string> {};
 
-TEST_P(ExpertLoss, WithReplicasTheOutputsAreTheSameBits) {
-  HarnessOptions options{.expert_nodes = 3, .micro_batches = 3};
-  options.fabric = GetParam();
+void lose_two_of_three_replicas(HarnessOptions options) {
+  options.expert_nodes = 3;
+  options.micro_batches = 3;
   options.replicated = true;
   std::vector<Stream> expected(kStreams), actual(kStreams);
   {
@@ -59,6 +59,14 @@ TEST_P(ExpertLoss, WithReplicasTheOutputsAreTheSameBits) {
     EXPECT_EQ(actual[i].tokens, expected[i].tokens) << "stream " << i;
     EXPECT_EQ(actual[i].digests, expected[i].digests) << "stream " << i;
   }
+}
+
+TEST_P(ExpertLoss, WithReplicasTheOutputsAreTheSameBits) {
+  lose_two_of_three_replicas({.fabric = GetParam()});
+}
+
+TEST_P(ExpertLoss, WithReplicasAndFp8DispatchesTheOutputsAreTheSameBits) {
+  lose_two_of_three_replicas({.fabric = GetParam(), .fp8_dispatch = true});
 }
 
 TEST_P(ExpertLoss, WithoutAnotherHolderEverySequenceEndsWithAStatus) {

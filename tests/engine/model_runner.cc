@@ -44,10 +44,31 @@ ModelRunner::ModelRunner(const model::ModelSpec& spec, model::WeightSource& sour
   }
   const size_t row_bytes = spec_.hidden * dtype_bytes(dtype);
   normed_ = must(Matrix::create(tokens_max, row_bytes));
+  dispatched_ = must(Matrix::create(tokens_max, row_bytes));
+  packed_ = must(Matrix::create(tokens_max, protocol::e4m3_row_bytes(spec_.hidden)));
   answer_ = must(Matrix::create(tokens_max * top_k, row_bytes));
   router_logits_ = must(Matrix::create(tokens_max, experts * sizeof(float)));
   workspace_ = must(Mapping::allocate(
       kernels::grouped_ffn_workspace_bytes(size_t{tokens_max} * top_k, ffn, dtype)));
+}
+
+void ModelRunner::use_fp8_dispatch() {
+  wire_ = [this](kernels::ConstRows input, kernels::Rows output) {
+    const auto rows = static_cast<uint32_t>(input.size());
+    const size_t row_bytes = protocol::e4m3_row_bytes(spec_.hidden);
+    kernels_.pack_e4m3({.input = input,
+                        .output = packed_.rows(0, rows),
+                        .width = spec_.hidden,
+                        .dtype = dtype_,
+                        .row_bytes = row_bytes},
+                       pool_);
+    kernels_.unpack_e4m3({.input = packed_.const_rows(0, rows),
+                          .output = output,
+                          .width = spec_.hidden,
+                          .dtype = dtype_,
+                          .row_bytes = row_bytes},
+                         pool_);
+  };
 }
 
 ModelRunner::Trace ModelRunner::run(std::span<const int32_t> tokens, uint32_t step_tokens,
@@ -83,6 +104,7 @@ void ModelRunner::step(const scheduler::StepPlan& plan, Trace& trace) {
       step_->pack(0, {&row, 1}, static_cast<std::byte*>(normed_.row(row)));
     }
     record_routing(layer, chosen, plan.row_count, trace);
+    if (wire_) wire_(normed_.const_rows(0, plan.row_count), dispatched_.rows(0, plan.row_count));
     experts(layer, chosen, plan.row_count);
     const uint32_t top_k = spec_.layers[layer].moe.top_k;
     step_->combine(0, layer, 0, plan.row_count, answer_.const_rows(0, plan.row_count * top_k));
@@ -119,7 +141,7 @@ void ModelRunner::experts(uint32_t layer, std::span<const uint32_t> chosen, uint
     const auto first = static_cast<uint32_t>(inputs.size());
     for (uint32_t i = 0; i < rows * top_k; ++i) {
       if (chosen[i] != expert) continue;
-      inputs.push_back(normed_.row(i / top_k));
+      inputs.push_back((wire_ ? dispatched_ : normed_).row(i / top_k));
       outputs.push_back(answer_.row(i));
     }
     const kernels::FfnWeights* weights = expert_weights_.find(layer, expert);

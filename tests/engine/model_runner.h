@@ -4,6 +4,7 @@
 // and no transport between them. Tests use it to see every position's logits and every router's.
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -28,11 +29,19 @@ class ModelRunner {
     bool operator==(const Trace&) const = default;
   };
   enum class Emit { kEveryPosition, kLastOfStep };
+  /// Stands for the wire: writes what the experts get to `output`, of `input`, the rows that the
+  /// router saw; both [rows][hidden] of the model's dtype, in the order of the sequence.
+  using Wire = std::function<void(kernels::ConstRows input, kernels::Rows output)>;
 
   /// Sequences have at most `tokens_max` tokens; `isa` as in select_cpu_kernels(). Reads all
   /// weights, some twice. Aborts on errors.
   ModelRunner(const model::ModelSpec& spec, model::WeightSource& source, kernels::DType dtype,
               const std::string& isa, uint32_t tokens_max);
+
+  /// In place of a wire that changes nothing.
+  void set_wire(Wire wire) { wire_ = std::move(wire); }
+  /// The wire of fp8 dispatches.
+  void use_fp8_dispatch();
 
   /// Runs one sequence from its start in steps of `step_tokens` (the last may be shorter), each
   /// using the KV cache of those before. kEveryPosition makes a chunk of every token; kLastOfStep
@@ -55,8 +64,11 @@ class ModelRunner {
   std::unique_ptr<AttentionStep> step_;
   std::vector<uint32_t> blocks_;  // Of the one sequence, in no order.
   Matrix normed_;                 // [tokens_max][hidden] dtype
-  Matrix answer_;                 // [tokens_max * top_k][hidden] dtype
-  Matrix router_logits_;          // [tokens_max][experts] f32
+  Wire wire_;
+  Matrix dispatched_;     // What wire_ made of normed_.
+  Matrix packed_;         // [tokens_max] rows of an fp8 dispatch.
+  Matrix answer_;         // [tokens_max * top_k][hidden] dtype
+  Matrix router_logits_;  // [tokens_max][experts] f32
   Mapping workspace_;
 };
 

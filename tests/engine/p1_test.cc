@@ -1,7 +1,8 @@
 // Goal: promise P1. The tokens and the 64-bit digest of every logits row of a request are the same
 // on every topology, micro-batch count, fabric, chunk size, batch company, and with preemptions in
-// the middle. Method: random weights and temperature 1, so that any wrong bit shows; one reference
-// run, alone on the smallest cluster, then every variation against it.
+// the middle, and so with fp8 dispatches. Method: random weights and temperature 1, so that any
+// wrong bit shows; one reference run, alone on the smallest cluster, then every variation against
+// it.
 
 #include <gtest/gtest.h>
 
@@ -28,9 +29,10 @@ const std::vector<GenerationRequest>& requests() {
 }
 
 /// Each request alone on 1 x 1 nodes with one micro-batch.
-std::vector<Expected> run_alone(const model::Checkpoint& checkpoint) {
+std::vector<Expected> run_alone(const model::Checkpoint& checkpoint,
+                                const HarnessOptions& options = {.micro_batches = 1}) {
   std::vector<Expected> results;
-  ClusterHarness cluster({.micro_batches = 1}, checkpoint);
+  ClusterHarness cluster(options, checkpoint);
   for (const GenerationRequest& request : requests()) {
     Stream stream;
     cluster.submit(0, request, stream);
@@ -228,6 +230,69 @@ TEST(P1, NormalisedHeadsGiveTheSameBits) {
     if (!kernels::select_cpu_kernels(isa).ok()) continue;
     SCOPED_TRACE(isa);
     run_and_compare({.expert_nodes = 2, .threads = 2, .isa = isa}, qwen3, alone);
+  }
+}
+
+TEST(P1, Fp8DispatchesGiveTheSameBits) {
+  for (const kernels::DType dtype : {kernels::DType::kBf16, kernels::DType::kF32}) {
+    SCOPED_TRACE(kernels::dtype_name(dtype));
+    const std::vector<Expected> model =
+        run_alone(random_moe(), {.micro_batches = 1, .dtype = dtype});
+    const std::vector<Expected> alone =
+        run_alone(random_moe(),
+                  {.micro_batches = 1, .dtype = dtype, .fp8_dispatch = true, .isa = "reference"});
+    expect_no_two_rows_alike(alone);
+    for (size_t i = 0; i < alone.size(); ++i) {
+      EXPECT_NE(alone[i].digests, model[i].digests) << "request " << i << " was not rounded";
+    }
+    const HarnessOptions fp8{.dtype = dtype, .fp8_dispatch = true};
+    const auto compare = [&](HarnessOptions options) {
+      SCOPED_TRACE(fmt::format(
+          "{}, {} attention x {} expert nodes, m = {}, {} tokens a step, "
+          "fragments of {}, {}",
+          options.fabric, options.attention_nodes, options.expert_nodes, options.micro_batches,
+          options.tokens_per_step_max, options.slot_rows, options.isa));
+      run_and_compare(options, random_moe(), alone);
+    };
+    for (const char* fabric : {"local", "shm", "tcp"}) {
+      for (const uint32_t attention : {1u, 3u}) {
+        for (const uint32_t experts : {1u, 2u, 5u}) {
+          HarnessOptions options = fp8;
+          options.fabric = fabric;
+          options.attention_nodes = attention;
+          options.expert_nodes = experts;
+          options.micro_batches = 1 + experts % 3;
+          compare(options);
+        }
+      }
+    }
+    for (const uint32_t rows : {1u, 7u}) {
+      HarnessOptions options = fp8;
+      options.expert_nodes = 2;
+      options.tokens_per_step_max = rows;
+      compare(options);
+      options.tokens_per_step_max = 64;
+      options.slot_rows = rows;
+      compare(options);
+    }
+    for (const char* isa : {"reference", "avx2", "avx512", "avx512_bf16"}) {
+      if (!kernels::select_cpu_kernels(isa).ok()) continue;
+      HarnessOptions options = fp8;
+      options.expert_nodes = 2;
+      options.threads = 2;
+      options.isa = isa;
+      compare(options);
+    }
+    // What decode produced, computed again by prefill.
+    ClusterHarness cluster(fp8, random_moe());
+    GenerationRequest replay = requests()[0];
+    replay.tokens.insert(replay.tokens.end(), alone[0].tokens.begin(), alone[0].tokens.end() - 2);
+    replay.max_new_tokens = 2;
+    Stream stream;
+    cluster.submit(0, replay, stream);
+    ASSERT_TRUE(stream.wait());
+    EXPECT_EQ(stream.digests,
+              std::vector<uint64_t>(alone[0].digests.end() - 2, alone[0].digests.end()));
   }
 }
 

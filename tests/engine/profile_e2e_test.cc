@@ -1,5 +1,5 @@
 // Goal: both engines account for all of their threads' time, each kind where it belongs, and their
-// traces show every layer of every step.
+// traces show every layer of every step. The counted bytes are those of the messages, to the byte.
 // Method: a cluster in one process decodes over shared memory. Only relations are checked, never
 // absolute times.
 
@@ -74,6 +74,72 @@ TEST(ProfileEndToEnd, SumsToTheWallTimeAndShowsEveryLayer) {
     EXPECT_LT(span.layer, layers);
     EXPECT_LT(span.micro_batch, options.micro_batches);
     EXPECT_GT(span.rows, 0u);
+  }
+}
+
+TEST(ProfileEndToEnd, CountsEveryByteAndWhatSharedRowsSave) {
+  const model::Checkpoint checkpoint = random_moe();
+  const model::ModelSpec& spec = checkpoint.spec;
+  const uint64_t top_k = spec.layers.front().moe.top_k;
+  ASSERT_GE(top_k, 2u);  // Else no row is shared.
+  const uint64_t row_bytes = spec.hidden * kernels::dtype_bytes(kernels::DType::kBf16);
+  struct Case {
+    const char* fabric;
+    uint32_t expert_nodes;
+    bool fp8;
+  };
+  for (const auto& [fabric, expert_nodes, fp8] : {Case{"local", 1, false},
+                                                  {"local", 3, false},
+                                                  {"tcp", 1, false},
+                                                  {"tcp", 3, false},
+                                                  {"tcp", 1, true},
+                                                  {"shm", 3, true}}) {
+    SCOPED_TRACE(fmt::format("{} with {} expert nodes, fp8 {}", fabric, expert_nodes, fp8));
+    ClusterHarness cluster({.fabric = fabric, .expert_nodes = expert_nodes, .fp8_dispatch = fp8},
+                           checkpoint);
+    const std::vector<GenerationRequest> requests = random_requests(3, 4, 199, 20, 5);
+    std::vector<Stream> streams(requests.size());
+    for (size_t i = 0; i < requests.size(); ++i) cluster.submit(0, requests[i], streams[i]);
+    uint64_t tokens = 0;
+    for (size_t i = 0; i < requests.size(); ++i) {
+      ASSERT_TRUE(streams[i].wait());
+      ASSERT_TRUE(streams[i].status.ok()) << streams[i].status;
+      tokens += requests[i].tokens.size() + requests[i].max_new_tokens - 1;
+    }
+    cluster.stop();
+    Traffic experts;
+    uint64_t entries = 0;
+    for (uint32_t i = 0; i < expert_nodes; ++i) {
+      const ExpertStatus status = cluster.expert(i).status();
+      entries += status.rows;
+      experts.messages_sent += status.traffic.messages_sent;
+      experts.messages_received += status.traffic.messages_received;
+      experts.bytes_sent += status.traffic.bytes_sent;
+      experts.bytes_received += status.traffic.bytes_received;
+      EXPECT_EQ(status.traffic.saved_sharing_bytes, 0u);
+    }
+    EXPECT_EQ(entries, tokens * top_k * spec.layer_count());
+    const Traffic attention = cluster.attention(0).status().traffic;
+    EXPECT_EQ(attention.messages_sent, experts.messages_received);
+    EXPECT_EQ(attention.messages_received, attention.messages_sent);
+    EXPECT_EQ(attention.bytes_sent, experts.bytes_received);
+    EXPECT_EQ(attention.bytes_received, experts.bytes_sent);
+    const uint64_t overhead = attention.messages_sent * sizeof(protocol::MessageHeader) +
+                              entries * sizeof(protocol::Entry);
+    EXPECT_EQ(attention.bytes_sent + attention.saved_sharing_bytes + attention.saved_fp8_bytes,
+              overhead + entries * row_bytes);
+    const uint64_t rows = entries - attention.saved_sharing_bytes / row_bytes;
+    EXPECT_EQ(attention.saved_fp8_bytes,
+              fp8 ? rows * (row_bytes - protocol::e4m3_row_bytes(spec.hidden)) : 0);
+    EXPECT_EQ(attention.saved_fp8_bytes > 0, fp8);
+    EXPECT_EQ(experts.bytes_sent,
+              experts.messages_sent * sizeof(protocol::MessageHeader) + entries * row_bytes);
+    if (expert_nodes == 1) {
+      // Of the k experts of a row, all are there.
+      EXPECT_EQ(attention.saved_sharing_bytes, entries / top_k * (top_k - 1) * row_bytes);
+    } else {
+      EXPECT_GT(attention.saved_sharing_bytes, 0u);
+    }
   }
 }
 

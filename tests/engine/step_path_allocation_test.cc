@@ -130,9 +130,7 @@ GenerationRequest request(uint32_t prompt, uint32_t new_tokens, uint32_t seed) {
   return request;
 }
 
-class StepPathAllocation : public testing::TestWithParam<const char*> {};
-
-TEST_P(StepPathAllocation, NoneInDecodeAndPrefillSteps) {
+void expect_no_allocation(HarnessOptions options) {
 #ifdef VOLLEY_TEST_SANITIZED
   GTEST_SKIP() << "a sanitizer brings its own malloc";
 #endif
@@ -142,12 +140,11 @@ TEST_P(StepPathAllocation, NoneInDecodeAndPrefillSteps) {
   // Longer than the cluster's life, whose engine thread calls them.
   std::array<Sink, kDecoders> decoders;
   std::array<Sink, kPrefills> prefills;
-  ClusterHarness cluster({.fabric = GetParam(),
-                          .expert_nodes = 2,
-                          .tokens_per_step_max = 16,
-                          .slot_rows = 8,  // Steps go as several fragments.
-                          .threads = 2},
-                         random_moe());
+  options.expert_nodes = 2;
+  options.tokens_per_step_max = 16;
+  options.slot_rows = 8;  // Steps go as several fragments.
+  options.threads = 2;
+  ClusterHarness cluster(options, random_moe());
   uint32_t seed = 0;
   const auto submit_decoders = [&] {
     for (Sink& sink : decoders) cluster.submit(0, request(8, kDecodeTokens, ++seed), sink);
@@ -225,6 +222,16 @@ TEST_P(StepPathAllocation, NoneInDecodeAndPrefillSteps) {
   EXPECT_EQ(prefill_sequences_at_arming, kPrefills);
   EXPECT_EQ(in_decode, 0u);
   EXPECT_EQ(in_prefill, 0u);
+}
+
+class StepPathAllocation : public testing::TestWithParam<const char*> {};
+
+TEST_P(StepPathAllocation, NoneInDecodeAndPrefillSteps) {
+  expect_no_allocation({.fabric = GetParam()});
+}
+
+TEST_P(StepPathAllocation, NoneWithFp8Dispatches) {
+  expect_no_allocation({.fabric = GetParam(), .fp8_dispatch = true});
 }
 
 INSTANTIATE_TEST_SUITE_P(Fabrics, StepPathAllocation, testing::Values("local", "shm", "tcp"),

@@ -1,9 +1,10 @@
-// Goal: RMSNorm, RoPE (of heads as they are and normalised) with cache append, combine, pack and
-// embed have the bits of their references on every instruction set and thread count, and the
-// references are accurate. Method: seeded widths that are and are not multiples of 16, against
-// double precision with bounds from the number of roundings.
+// Goal: RMSNorm, RoPE (of heads as they are and normalised) with cache append, combine, pack
+// (as it is and as E4M3) and embed have the bits of their references on every instruction set and
+// thread count, and the references are accurate. Method: seeded widths that are and are not
+// multiples of 16, against double precision with bounds from the number of roundings.
 
 #include "kernel_testing.h"
+#include "volley/base/e4m3.h"
 
 namespace volley::kernels::testing {
 namespace {
@@ -297,6 +298,164 @@ TEST(Pack, CopiesEachRowToItsPlace) {
     }
     EXPECT_TRUE(slots.guards_intact()) << name;
   });
+}
+
+TEST(E4m3, ConvertsLikeTheDefinition) {
+  // Every code by its definition; then every value that lies at a code, between two or at their
+  // middle, where the even one wins.
+  std::vector<double> value(127);
+  for (uint32_t code = 0; code < 127; ++code) {
+    const int exponent = static_cast<int>(code >> 3);
+    const double mantissa = (code & 7) / 8.0;
+    value[code] = exponent == 0 ? std::ldexp(mantissa, -6) : std::ldexp(1 + mantissa, exponent - 7);
+    for (const uint8_t sign : {0x00, 0x80}) {
+      const float got = to_f32(E4m3{static_cast<uint8_t>(code | sign)});
+      EXPECT_EQ(got, sign != 0 ? -value[code] : value[code]);
+      EXPECT_EQ(std::signbit(got), sign != 0);
+      EXPECT_EQ(to_e4m3(got).bits, code | sign);
+    }
+  }
+  EXPECT_EQ(value[126], 448);
+  EXPECT_EQ(value[1], 0x1p-9);
+  for (uint32_t code = 0; code < 126; ++code) {
+    const auto middle = static_cast<float>((value[code] + value[code + 1]) / 2);
+    const uint32_t even = code % 2 == 0 ? code : code + 1;
+    EXPECT_EQ(to_e4m3(middle).bits, even) << middle;
+    EXPECT_EQ(to_e4m3(std::nextafter(middle, 0.0f)).bits, code) << middle;
+    EXPECT_EQ(to_e4m3(std::nextafter(middle, 500.0f)).bits, code + 1) << middle;
+    EXPECT_EQ(to_e4m3(-middle).bits, even | 0x80) << middle;
+  }
+  for (const float beyond : {449.0f, 464.0f, 480.0f, 1e30f, INFINITY}) {
+    EXPECT_EQ(to_e4m3(beyond).bits, 0x7e) << beyond;
+    EXPECT_EQ(to_e4m3(-beyond).bits, 0xfe) << beyond;
+  }
+  EXPECT_EQ(to_e4m3(0x1p-149f).bits, 0);
+  EXPECT_EQ(to_e4m3(NAN).bits & 0x7f, 0x7f);
+  for (const uint8_t nan : {0x7f, 0xff}) EXPECT_TRUE(std::isnan(to_f32(E4m3{nan})));
+}
+
+/// Rows of bytes: E4M3 rows have no dtype of their own.
+constexpr uint32_t e4m3_bytes(uint32_t width) {
+  return (width + 4 + 3) / 4 * 4;
+}
+
+TEST(PackE4m3, EveryInstructionSetHasTheBitsOfTheReference) {
+  uint64_t seed = 60;
+  ThreadPool one(1);
+  for (const uint32_t width : kWidths) {
+    for (const DType dtype : kDTypes) {
+      for (const uint32_t slack : {0u, 12u}) {
+        SplitMix64 random(++seed);
+        constexpr uint32_t kRows = 9;
+        const uint32_t row_bytes = e4m3_bytes(width) + slack;
+        auto input = RowBuffer::random(random, kRows, width, dtype, 3.0f);
+        for (uint32_t i = 0; i < width; ++i) {
+          input.set(1, i, i % 2 == 0 ? 0.0f : -0.0f);
+          input.set(2, i, input.at(2, i) * 0x1p-130f);  // Denormal, and below the least scale.
+          input.set(3, i, input.at(3, i) * 0x1p120f);
+          // Over the whole range of a code: most round to denormal codes or to zero.
+          input.set(4, i, input.at(4, i) * std::exp2(-static_cast<float>(i % 20)));
+          // In halves of the largest code's unit: ties.
+          input.set(5, i, i == 0 ? 448.0f : static_cast<float>(i % 448) / 2);
+        }
+        input.set(6, width - 1, NAN);
+        input.set(7, width / 2, -INFINITY);
+        const auto run = [&](const CpuKernels& kernels, ThreadPool& pool) {
+          RowBuffer output(kRows, row_bytes / 4, DType::kF32);
+          kernels.pack_e4m3({.input = input.rows_in(),
+                             .output = output.rows_out(),
+                             .width = width,
+                             .dtype = dtype,
+                             .row_bytes = row_bytes},
+                            pool);
+          return output;
+        };
+        const auto read = [&](const CpuKernels& kernels, ThreadPool& pool,
+                              const RowBuffer& packed) {
+          RowBuffer output(kRows, width, dtype);
+          kernels.unpack_e4m3({.input = packed.rows_in(),
+                               .output = output.rows_out(),
+                               .width = width,
+                               .dtype = dtype,
+                               .row_bytes = row_bytes},
+                              pool);
+          return output;
+        };
+        const RowBuffer expected = run(reference_kernels(), one);
+        const RowBuffer restored = read(reference_kernels(), one, expected);
+        for_each_variant([&](const CpuKernels& kernels, ThreadPool& pool, const std::string& name) {
+          SCOPED_TRACE(fmt::format("{}, seed {}, width {}", name, seed, width));
+          const RowBuffer packed = run(kernels, pool);
+          EXPECT_TRUE(packed.guards_intact());
+          for (uint32_t r = 0; r < kRows; ++r) {
+            EXPECT_EQ(std::memcmp(packed.row(r), expected.row(r), row_bytes), 0) << "row " << r;
+          }
+          expect_same(restored, read(kernels, pool, packed), "read back");
+        });
+        for (uint32_t r = 0; r < kRows; ++r) {
+          const float scale = expected.at(r, row_bytes / 4 - 1);
+          const auto* codes = static_cast<const uint8_t*>(expected.row(r));
+          double amax = 0;
+          for (uint32_t i = 0; i < width; ++i) {
+            amax = std::max(amax, std::abs(double{input.at(r, i)}));
+          }
+          for (uint32_t i = width; i < row_bytes - 4; ++i) EXPECT_EQ(codes[i], 0);
+          if (r == 6 || r == 7) {
+            EXPECT_TRUE(std::isnan(scale));
+            for (uint32_t i = 0; i < width; ++i) EXPECT_TRUE(std::isnan(restored.at(r, i)));
+            continue;
+          }
+          EXPECT_GE(scale, 0x1p-126f);
+          if (r == 1) {
+            EXPECT_EQ(scale, 0x1p-126f);
+          }
+          for (uint32_t i = 0; i < width; ++i) {
+            // Half a unit of the last place of four bits, or of the smallest code; then the
+            // rounding of quotient, product and storage.
+            const double x = input.at(r, i);
+            const double bound = std::max(0x1p-4 * std::abs(x), 0x1p-10 * double{scale}) * 1.0001 +
+                                 1.01 * unit_of(dtype) * 1.07 * std::abs(x) + 0x1p-133;
+            ASSERT_LE(std::abs(restored.at(r, i) - x), bound)
+                << "row " << r << ", column " << i << ": " << x << ", largest " << amax;
+            if (x == 0) {
+              EXPECT_EQ(std::signbit(restored.at(r, i)), std::signbit(input.at(r, i)));
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(UnpackE4m3, ReadsEveryCodeUnderEveryKindOfScale) {
+  ThreadPool one(1);
+  constexpr uint32_t kBytes = 256 + 4;
+  const float scales[] = {1.0f, 0x1.234567p-7f, -3.0f, 0.0f, 0x1p-149f, 3e38f, INFINITY, NAN};
+  RowBuffer packed(std::size(scales), kBytes / 4, DType::kF32);
+  for (size_t r = 0; r < std::size(scales); ++r) {
+    auto* codes = static_cast<uint8_t*>(packed.row(r));
+    for (uint32_t code = 0; code < 256; ++code) codes[code] = static_cast<uint8_t>(code);
+    packed.set(r, kBytes / 4 - 1, scales[r]);
+  }
+  for (const DType dtype : kDTypes) {
+    for_each_variant([&](const CpuKernels& kernels, ThreadPool& pool, const std::string& name) {
+      RowBuffer output(std::size(scales), 256, dtype);
+      kernels.unpack_e4m3({.input = packed.rows_in(),
+                           .output = output.rows_out(),
+                           .width = 256,
+                           .dtype = dtype,
+                           .row_bytes = kBytes},
+                          pool);
+      EXPECT_TRUE(output.guards_intact());
+      for (size_t r = 0; r < std::size(scales); ++r) {
+        for (uint32_t code = 0; code < 256; ++code) {
+          const float exact = to_f32(E4m3{static_cast<uint8_t>(code)}) * scales[r];
+          EXPECT_TRUE(same_bits(output.at(r, code), round_to(exact, dtype)))
+              << name << ", scale " << scales[r] << ", code " << code;
+        }
+      }
+    });
+  }
 }
 
 TEST(Embed, ReadsBothLayouts) {

@@ -83,6 +83,31 @@ TEST(Wire, GoodHeadersPass) {
   EXPECT_TRUE(validate_header(header, takeover).ok());
 }
 
+TEST(Wire, Fp8DispatchesAndAnswersOfTheModelAreToldApart) {
+  const auto fp8 = static_cast<uint8_t>(RowDType::kE4m3);
+  MessageHeader dispatch = dispatch_header();
+  dispatch.dtype = fp8;
+  EXPECT_FALSE(validate_header(dispatch, dispatch_expectation()).ok());
+  Expectation expected = dispatch_expectation();
+  expected.dtype = fp8;
+  EXPECT_TRUE(validate_header(dispatch, expected).ok());
+  EXPECT_FALSE(validate_header(dispatch_header(), expected).ok());
+  MessageHeader answer = answer_header();
+  answer.dtype = fp8;
+  EXPECT_FALSE(validate_header(answer, answer_expectation()).ok());
+
+  const LinkGeometry geometry = LinkGeometry::make(2, 4, 2, e4m3_row_bytes(100), 200);
+  EXPECT_EQ(geometry.dispatch.row_bytes, 112u);
+  EXPECT_EQ(geometry.answer.row_bytes, 200u);
+  EXPECT_EQ(geometry.answer.rows_max, geometry.dispatch.entries_max);
+  for (uint32_t width = 1; width < 100; ++width) {
+    const uint32_t bytes = e4m3_row_bytes(width);
+    EXPECT_EQ(bytes % 16, 0u);
+    EXPECT_GE(bytes, width + 4);
+    EXPECT_LT(bytes, width + 4 + 16);
+  }
+}
+
 TEST(Wire, AnswerTimesSaturate) {
   EXPECT_EQ(AnswerTimes::make(5, 7), (AnswerTimes{.compute_ns = 5, .queue_ns = 7}));
   EXPECT_EQ(AnswerTimes::make(0, -1).queue_ns, AnswerTimes::kUnknown);

@@ -170,6 +170,12 @@ TEST_P(FabricConformance, RefusesStrangersWithTheReason) {
   options = node_options("a");
   options.dtype = 2;
   expect_refusal(options, kKey, StatusCode::kFailedPrecondition, "dtype is 2");
+  options = node_options("a");
+  options.dispatch_dtype = 3;
+  expect_refusal(options, kKey, StatusCode::kFailedPrecondition, "dispatch_dtype is 3");
+  options = node_options("a");
+  options.geometry = protocol::LinkGeometry::make(3, 5, 2, 48, 64);
+  expect_refusal(options, kKey, StatusCode::kFailedPrecondition, "answer.row_bytes is 64");
   exchange(0, 1, 1, 1);  // The link that was there does not notice.
 }
 
@@ -239,6 +245,34 @@ TEST_P(FabricConformance, CarriesEverySizeInEverySlot) {
   EXPECT_EQ(sent.messages_received, sequence);
   EXPECT_EQ(sent.bytes_sent, expert.fabric->counters().bytes_received);
   EXPECT_EQ(sent.bytes_received, expert.fabric->counters().bytes_sent);
+}
+
+TEST_P(FabricConformance, DispatchesAndAnswersMayHaveRowsOfTheirOwn) {
+  FabricOptions to_answer = node_options("expert-0", listen());
+  to_answer.geometry = protocol::LinkGeometry::make(3, 5, 2, 32, 48);
+  to_answer.dispatch_dtype = 3;
+  FabricOptions to_dispatch = to_answer;
+  to_dispatch.self = node_options("attention-0").self;
+  to_dispatch.listen = "";
+  open(to_dispatch, to_answer);
+  const auto message = [&](Node& from, LinkId link, bool dispatch, uint64_t sequence,
+                           uint8_t dtype) {
+    MessageHeader header = make_header(from, link, 1, dispatch, sequence, 3, dispatch ? 4 : 0);
+    header.dtype = dtype;
+    return header;
+  };
+  MessageHeader header = message(attention, to_expert, true, 1, 3);
+  send(attention, to_expert, header);
+  expect(expert, to_attention, header);
+  header = message(expert, to_attention, false, 1, kDtype);
+  send(expert, to_attention, header);
+  expect(attention, to_expert, header);
+  send(attention, to_expert, message(attention, to_expert, true, 2, kDtype));
+  EXPECT_EQ(pump_for({&attention, &expert}, expert, EventKind::kClosed).code,
+            StatusCode::kDataLoss);
+  EXPECT_NE(expert.fabric->close_reason(to_attention).find("header.dtype is 1, allowed: 3"),
+            std::string::npos)
+      << expert.fabric->close_reason(to_attention);
 }
 
 TEST_P(FabricConformance, CarriesRefusals) {

@@ -48,6 +48,7 @@ struct TransportConfig {
   uint32_t links_max = 8;  ///< Attention nodes that one expert node can serve.
   uint32_t link_timeout_ms = 1000;
   uint32_t gather_window_us = 2000;
+  bool fp8_dispatch = false;  ///< dispatch_dtype: model | fp8_e4m3
 };
 
 struct ControllerConfig {

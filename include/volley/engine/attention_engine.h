@@ -12,6 +12,7 @@
 #include "volley/base/status.h"
 #include "volley/engine/cluster_update.h"
 #include "volley/engine/profile.h"
+#include "volley/engine/traffic.h"
 #include "volley/model/weights.h"
 #include "volley/scheduler/micro_batch_controller.h"
 #include "volley/scheduler/sequence.h"
@@ -30,6 +31,9 @@ struct AttentionEngineOptions {
   std::string name;
   Incarnation incarnation;
   kernels::DType dtype = kernels::DType::kBf16;  ///< Activations, KV cache and wire.
+  /// Dispatches carry rows as E4M3 with a scale each (protocol/wire.h); the router and the residual
+  /// see nothing of it. It changes bits, so all nodes of a cluster must have it or none.
+  bool fp8_dispatch = false;
   uint32_t threads = 1;
   /// For ThreadPool: none, or one for each thread; the engine thread is pinned to the first.
   std::vector<uint32_t> cores{};
@@ -84,6 +88,7 @@ struct AttentionStatus {
   /// By powers of two of rows, ascending; `rows` is 0 where nothing was measured.
   std::array<MeasuredTimes, scheduler::TimeCurve::kBuckets> measured{};
   size_t weight_bytes = 0, kv_bytes = 0, link_bytes = 0;
+  Traffic traffic;
   ProfileSnapshot profile;  ///< Of the engine thread, at most some 100 ms old.
 };
 
@@ -103,7 +108,8 @@ class AttentionEngine {
                                                          std::unique_ptr<transport::Fabric> fabric);
   /// The link geometry of a cluster: m micro-batches, `rows_max` token rows a slot.
   static protocol::LinkGeometry geometry(const model::ModelSpec& spec, uint32_t micro_batches,
-                                         uint32_t rows_max, kernels::DType dtype);
+                                         uint32_t rows_max, kernels::DType dtype,
+                                         bool fp8_dispatch = false);
   ~AttentionEngine();
 
   /// Queues a sequence. On OK the sink gets everything, its end included; it must live until then.

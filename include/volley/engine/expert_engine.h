@@ -8,6 +8,7 @@
 #include "kernels/cpu_kernels.h"
 #include "volley/base/status.h"
 #include "volley/engine/profile.h"
+#include "volley/engine/traffic.h"
 #include "volley/model/weights.h"
 #include "volley/transport/fabric.h"
 
@@ -24,6 +25,7 @@ struct ExpertEngineOptions {
   std::string name;
   Incarnation incarnation;
   kernels::DType dtype = kernels::DType::kBf16;
+  bool fp8_dispatch = false;  ///< As AttentionEngineOptions.
   uint32_t threads = 1;
   /// For ThreadPool: none, or one for each thread; the engine thread is pinned to the first.
   std::vector<uint32_t> cores{};
@@ -42,6 +44,7 @@ struct ExpertStatus {
   uint64_t rows = 0;      ///< (token, expert) pairs computed.
   Nanos expert_time = 0;  ///< Measured T_e of one run.
   size_t weight_bytes = 0, link_bytes = 0;
+  Traffic traffic;
   ProfileSnapshot profile;  ///< Of the engine thread, at most some 100 ms old.
 };
 

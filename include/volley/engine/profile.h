@@ -22,7 +22,7 @@ enum class Span : uint8_t {
   kPost,       ///< Header and entries of a message, publication, doorbell.
   kHead,       ///< Attention node: final norm and head.
   kSample,     ///< Attention node: sampling and digests.
-  kPrepare,    ///< Expert node: a gather's rows grouped by expert.
+  kPrepare,    ///< Expert node: a gather's rows grouped by expert, fp8 ones widened.
   kFfn,        ///< Expert node: the grouped FFN.
   kCheck,      ///< Expert node: whether the answers' values are finite.
   kWait,       ///< Blocked while a step is under way: for answers, or for dispatches.

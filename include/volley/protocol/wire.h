@@ -12,7 +12,14 @@
 namespace volley::protocol {
 
 inline constexpr uint32_t kWireMagic = 0x31594c56;  // "VLY1"
-inline constexpr uint16_t kWireVersion = 2;
+inline constexpr uint16_t kWireVersion = 3;
+
+/// What a row holds: MessageHeader::dtype. The first two are kernels::DType.
+enum class RowDType : uint8_t {
+  kBf16 = 1,
+  kF32 = 2,
+  kE4m3 = 3,  ///< Dispatches only. One byte per element and one scale for the row, see below.
+};
 
 enum class MessageKind : uint8_t {
   kDispatch = 1,  ///< Attention to expert: entries and one row per token.
@@ -56,7 +63,7 @@ struct MessageHeader {
   uint32_t magic = kWireMagic;            // 0
   uint16_t wire_version = kWireVersion;   // 4
   MessageKind kind = MessageKind::kDispatch;  // 6
-  uint8_t dtype = 0;                      // 7   kernels::DType of the rows
+  uint8_t dtype = 0;                      // 7   RowDType of the rows
   uint64_t incarnation = 0;               // 8   the sender's
   uint64_t sequence = 0;                  // 16  per link, ascending; an answer repeats its dispatch's
   uint32_t link = 0;                      // 24  agreed in the handshake
@@ -110,6 +117,16 @@ struct SlotLayout {
 static_assert(SlotLayout{.rows_max = 128, .entries_max = 1024, .row_bytes = 14'336}.slot_bytes() ==
               1'847'296);
 
+/// Bytes of a row of kE4m3:
+///   codes  [width]   E4M3 (volley/base/e4m3.h), one byte per element
+///   zeros            up to the scale
+///   scale  f32       the last 4 bytes; an element is code * scale
+/// A multiple of 16, so that every row starts at one, and the scale at a multiple of 4.
+constexpr uint32_t e4m3_row_bytes(uint32_t width) {
+  return static_cast<uint32_t>(SlotLayout::align(size_t{width} + sizeof(float), 16));
+}
+static_assert(e4m3_row_bytes(7168) == 7184 && e4m3_row_bytes(12) == 16 && e4m3_row_bytes(13) == 32);
+
 /// What both ends of a link must agree on. Slots [0, micro_batches) are the micro-batches' own, slots
 /// [micro_batches, 2 * micro_batches) are takeover slots.
 struct LinkGeometry {
@@ -123,16 +140,23 @@ struct LinkGeometry {
   }
   auto operator<=>(const LinkGeometry&) const = default;
 
-  /// `rows_max` tokens a fragment, each to at most `experts_per_row` experts of one node.
+  /// `rows_max` tokens a fragment, each to at most `experts_per_row` experts of one node. Answers
+  /// have rows of `answer_row_bytes`.
   static constexpr LinkGeometry make(uint32_t micro_batches, uint32_t rows_max,
-                                     uint32_t experts_per_row, uint32_t row_bytes) {
+                                     uint32_t experts_per_row, uint32_t row_bytes,
+                                     uint32_t answer_row_bytes) {
     return {.micro_batches = micro_batches,
             .dispatch = {.rows_max = rows_max,
                          .entries_max = rows_max * experts_per_row,
                          .row_bytes = row_bytes},
             .answer = {.rows_max = rows_max * experts_per_row,
                        .entries_max = 0,
-                       .row_bytes = row_bytes}};
+                       .row_bytes = answer_row_bytes}};
+  }
+  /// Rows of `row_bytes` both ways.
+  static constexpr LinkGeometry make(uint32_t micro_batches, uint32_t rows_max,
+                                     uint32_t experts_per_row, uint32_t row_bytes) {
+    return make(micro_batches, rows_max, experts_per_row, row_bytes, row_bytes);
   }
 };
 inline constexpr uint32_t kMicroBatchesMax = 16;

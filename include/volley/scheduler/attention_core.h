@@ -21,7 +21,7 @@ struct AttentionCoreOptions {
   uint32_t experts = 0;
   uint32_t top_k = 0;
   Incarnation incarnation;
-  uint8_t dtype = 0;
+  uint8_t dtype = 0;  ///< protocol::RowDType of the dispatches.
   /// A link that is silent for this long is failed.
   Nanos link_timeout = kSecond;
 };

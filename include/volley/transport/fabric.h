@@ -31,10 +31,11 @@ struct FabricOptions {
   protocol::LinkGeometry geometry;  ///< Of every link of this node.
   uint32_t links_max = 8;           ///< Memory for so many links is taken at creation.
   /// What the model fixes for every message: headers are checked against it on arrival, and two
-  /// nodes link only if they agree. `layers` is at least 1; `dtype` is a kernels::DType, opaque
-  /// here.
+  /// nodes link only if they agree. `layers` is at least 1; the dtypes are of protocol::RowDType,
+  /// opaque here.
   uint32_t layers = 0;
   uint8_t dtype = 0;
+  uint8_t dispatch_dtype = 0;  ///< Of the rows of dispatches; 0: `dtype`, which answers have.
   LinkKey key{};  ///< What a peer that connects must present.
   /// Where to listen, backend specific: "" for a node that only connects; tcp "127.0.0.1:0" (0
   /// picks a port), also for rdma, whose handshake it carries; shm and local take any other text,

@@ -1,5 +1,6 @@
-#include "engine/bf16_noise.h"
+#include "engine/rounding_noise.h"
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 
@@ -36,6 +37,13 @@
 // Where heads of q and k are normalised, that lies between their product and its rounding, in f32,
 // and hands relative errors on as they are.
 //
+// An fp8 dispatch rounds each element of the row that the experts get, and of no other, to a
+// multiple of its E4M3 unit: scale * 2^(e - 3) for |x| / scale in [2^e, 2^(e + 1)), e at least -6,
+// with scale = amax / 448. The error is uniform in half a unit on either side and independent
+// between elements. The runs add just that to the rows on their way, so that all products of a row
+// share its errors as they do in the engine. With bf16 the row read back is rounded to bf16 once
+// more: gate and up count 2.
+//
 // What the noise does differs between positions by a factor of ten: a query between two keys, or a
 // token between two experts, turns little noise into much. And there the errors of all logits are
 // due to one number, so that they differ as the logits' share in it does. Therefore the runs are
@@ -54,8 +62,11 @@ double eps_square() {
 /// A checkpoint's weights as f32, every one off by a random relative error: see above.
 class NoisyWeights : public model::WeightSource {
  public:
-  NoisyWeights(const model::Checkpoint& checkpoint, uint64_t seed)
-      : source_(must(checkpoint.source())), names_(checkpoint.spec.names), seed_(seed) {}
+  NoisyWeights(const model::Checkpoint& checkpoint, const Roundings& roundings, uint64_t seed)
+      : source_(must(checkpoint.source())),
+        names_(checkpoint.spec.names),
+        roundings_(roundings),
+        seed_(seed) {}
 
   Status read_packed(const std::string& name, uint32_t rows, uint32_t cols, kernels::DType dtype,
                      void* out) override {
@@ -80,14 +91,19 @@ class NoisyWeights : public model::WeightSource {
     for (const std::string& two : {names_.query, names_.key, names_.value}) {
       if (name.ends_with(two)) return 2;
     }
-    const size_t hole = names_.expert_down.find("{}");
-    return name.ends_with(names_.expert_down.substr(hole + 2)) ? 2 : 1;
+    const auto is = [&](const std::string& tensor) {
+      return name.ends_with(tensor.substr(tensor.find("{}") + 2));
+    };
+    if (is(names_.expert_down)) return 2;
+    const bool first = is(names_.expert_gate) || is(names_.expert_up);
+    return first && roundings_.fp8_dispatch ? 2 : 1;
   }
 
   Status read(const std::string& name, uint32_t rows, uint32_t cols, double roundings) {
     values_.resize(size_t{rows} * cols);
     VOLLEY_RETURN_IF_ERROR(
         source_->read_plain(name, rows, cols, kernels::DType::kF32, values_.data()));
+    if (!roundings_.bf16) return ok_status();
     double square = 0, error_square = 0;
     for (const float value : values_) {
       const double error = double{to_f32(to_bf16(value))} - value;
@@ -106,9 +122,29 @@ class NoisyWeights : public model::WeightSource {
 
   std::unique_ptr<model::WeightSource> source_;
   const model::TensorNames names_;
+  const Roundings roundings_;
   const uint64_t seed_;
   std::vector<float> values_;
 };
+
+/// A wire of f32 rows that is off by what an fp8 dispatch would be: see above.
+ModelRunner::Wire noisy_wire(uint32_t width, uint64_t seed) {
+  return
+      [width, random = SplitMix64(~seed)](kernels::ConstRows input, kernels::Rows output) mutable {
+        for (size_t row = 0; row < input.size(); ++row) {
+          const auto* x = static_cast<const float*>(input[row]);
+          auto* y = static_cast<float*>(output[row]);
+          float amax = 0;
+          for (uint32_t i = 0; i < width; ++i) amax = std::max(amax, std::abs(x[i]));
+          const double scale = amax / 448.0;
+          for (uint32_t i = 0; i < width; ++i) {
+            const int exponent = x[i] == 0 ? -6 : std::max(std::ilogb(x[i] / scale), -6);
+            const double unit = scale * std::ldexp(1.0, exponent - 3);
+            y[i] = static_cast<float>(x[i] + unit * (random.unit() - 0.5));
+          }
+        }
+      };
+}
 
 /// Adds the squared changes of the golden's gaps to `sums`.
 void add_squares(std::span<const float> noisy, std::span<const float> calm,
@@ -129,11 +165,12 @@ void to_root_mean(std::vector<std::vector<double>>& sums) {
 
 }  // namespace
 
-std::vector<Bf16Noise> expect_bf16_noise(const model::Checkpoint& checkpoint,
-                                         const GoldenCase& golden) {
+std::vector<RoundingNoise> expect_noise(const model::Checkpoint& checkpoint,
+                                        const GoldenCase& golden, const Roundings& roundings) {
   const model::ModelSpec& spec = checkpoint.spec;
-  const auto run_all = [&](model::WeightSource& weights) {
+  const auto run_all = [&](model::WeightSource& weights, ModelRunner::Wire wire) {
     ModelRunner runner(spec, weights, kernels::DType::kF32, "auto", golden.tokens_max());
+    runner.set_wire(std::move(wire));
     std::vector<ModelRunner::Trace> traces;
     for (const GoldenPrompt& prompt : golden.prompts) {
       traces.push_back(
@@ -143,11 +180,12 @@ std::vector<Bf16Noise> expect_bf16_noise(const model::Checkpoint& checkpoint,
   };
   // The changes are from a run without noise, not from the golden: an engine that is wrong must not
   // widen its own bound.
-  const std::vector<ModelRunner::Trace> calm = run_all(*must(checkpoint.source()));
-  std::vector<Bf16Noise> noise(golden.prompts.size());
+  const std::vector<ModelRunner::Trace> calm = run_all(*must(checkpoint.source()), {});
+  std::vector<RoundingNoise> noise(golden.prompts.size());
   for (uint64_t seed = 1; seed <= kRuns; ++seed) {
-    NoisyWeights weights(checkpoint, seed);
-    const std::vector<ModelRunner::Trace> noisy = run_all(weights);
+    NoisyWeights weights(checkpoint, roundings, seed);
+    const std::vector<ModelRunner::Trace> noisy = run_all(
+        weights, roundings.fp8_dispatch ? noisy_wire(spec.hidden, seed) : ModelRunner::Wire{});
     for (size_t p = 0; p < noise.size(); ++p) {
       const GoldenPrompt& prompt = golden.prompts[p];
       const size_t positions = prompt.tokens.size();
@@ -165,7 +203,7 @@ std::vector<Bf16Noise> expect_bf16_noise(const model::Checkpoint& checkpoint,
       }
     }
   }
-  for (Bf16Noise& of_prompt : noise) {
+  for (RoundingNoise& of_prompt : noise) {
     to_root_mean(of_prompt.logits);
     for (auto& layer : of_prompt.router_logits) to_root_mean(layer);
   }
