@@ -8,32 +8,13 @@
 #include <memory>
 #include <string>
 
+#include "plan.h"
 #include "rendezvous.h"
 
 namespace raw_verbs {
 
-/// What waiting for a completion does: spin, let others run between looks, or sleep until the
-/// device says so.
-enum class Wait : uint8_t { kPoll, kYield, kEvent };
-
-struct EndpointOptions {
-  std::string device;
-  uint32_t gid_index = 1;
-  uint32_t port = 1;
-  uint32_t timeout_exponent = 14;  ///< A retransmission waits 4.096 us * 2^this.
-  uint32_t retries = 6;            ///< rxe takes 7 for "for ever".
-  uint32_t inline_bytes_max = 64;  ///< Payloads up to this travel in the work request.
-  Wait wait = Wait::kPoll;
-  double deadline_s = 60;  ///< The longest wait for one completion.
-};
-
 /// So many writes in a row may be unsignalled.
 inline constexpr uint32_t kUnsignalledMax = 32;
-
-struct Area {
-  size_t slots = 0;
-  size_t slot_bytes = 0;
-};
 
 /// One reliable connection: a device, a queue pair, one completion queue, an area to send from and
 /// an area that the peer writes to, both of `slots` slots. Every error ends the program. One

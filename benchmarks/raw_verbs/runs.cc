@@ -71,6 +71,23 @@ class SparseSignals {
   bool outstanding_ = false;
 };
 
+double stream_acknowledged(Endpoint& endpoint, const Plan& plan) {
+  const auto begin = steady_clock::now();
+  {
+    SparseSignals signals(endpoint);
+    uint32_t posted = 0;
+    for (uint32_t done = 0; done < plan.messages; ++done) {
+      for (; posted < plan.messages && posted - done < plan.window; ++posted) {
+        const uint32_t slot = posted % plan.window;
+        if (plan.check) fill(endpoint.outgoing(slot), plan.size_bytes, posted);
+        endpoint.write(slot, plan.size_bytes, posted, signals.next(posted));
+      }
+      expect(endpoint.wait_arrival(), done, 0);
+    }
+  }
+  return std::chrono::duration<double>(steady_clock::now() - begin).count();
+}
+
 }  // namespace
 
 std::vector<int64_t> ping(Endpoint& endpoint, const Plan& plan) {
@@ -104,31 +121,28 @@ void pong(Endpoint& endpoint, const Plan& plan) {
 }
 
 double stream(Endpoint& endpoint, const Plan& plan) {
-  const uint32_t batch = plan.check ? 1 : std::clamp(plan.window / 4, 1u, kUnsignalledMax);
+  if (plan.acknowledge) return stream_acknowledged(endpoint, plan);
+  const uint32_t batch = std::clamp(plan.window / 4, 1u, kUnsignalledMax);
   const auto begin = steady_clock::now();
   uint32_t posted = 0;
   uint32_t done = 0;
   while (done < plan.messages) {
     for (; posted < plan.messages && posted - done < plan.window; ++posted) {
-      const uint32_t slot = posted % plan.window;
-      if (plan.check) fill(endpoint.outgoing(slot), plan.size_bytes, posted);
       const bool signalled = (posted + 1) % batch == 0 || posted + 1 == plan.messages;
-      endpoint.write(slot, plan.size_bytes, posted, signalled);
+      endpoint.write(posted % plan.window, plan.size_bytes, posted, signalled);
     }
     endpoint.wait_written();
-    if (plan.check) expect(endpoint.wait_arrival(), done, 0);
     done = std::min(done + batch, plan.messages);
   }
   return std::chrono::duration<double>(steady_clock::now() - begin).count();
 }
 
 void drain(Endpoint& endpoint, const Plan& plan) {
+  SparseSignals signals(endpoint);
   for (uint32_t i = 0; i < plan.messages; ++i) {
     expect(endpoint.wait_arrival(), i, plan.size_bytes);
-    if (!plan.check) continue;
-    check(endpoint.incoming(i % plan.window), plan.size_bytes, i);
-    endpoint.write(i % plan.window, 0, i, true);
-    endpoint.wait_written();
+    if (plan.check) check(endpoint.incoming(i % plan.window), plan.size_bytes, i);
+    if (plan.acknowledge) endpoint.write(i % plan.window, 0, i, signals.next(i));
   }
 }
 

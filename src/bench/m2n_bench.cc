@@ -18,6 +18,7 @@
 #include "volley/base/clock.h"
 #include "volley/bench/m2n_system.h"
 #include "volley/bench/statistics.h"
+#include "volley/transport/rdma_options.h"
 
 namespace volley::bench {
 namespace {
@@ -248,6 +249,25 @@ Result<M2nResult> measure_shape(const M2nSystem& system, const M2nBenchOptions& 
   return reports ? summarize(run, steps, cores) : M2nResult{};
 }
 
+/// Before any peer starts: one clear error rather than one of each peer.
+Status check_rdma(const M2nBenchOptions& options) {
+  if (options.rdma_ports.size() > 2) {
+    return invalid_argument(
+        "rdma_ports has {} ports, allowed: one, or one for the senders and one "
+        "for the receivers",
+        options.rdma_ports.size());
+  }
+  if (options.queue_pairs == 0 || options.queue_pairs > transport::kRailsMax) {
+    return invalid_argument("queue_pairs is {}, allowed: 1 to {}", options.queue_pairs,
+                            transport::kRailsMax);
+  }
+  VOLLEY_ASSIGN_OR_RETURN(const auto ports, rdma::list_ports());
+  for (const bool sends : {true, false}) {
+    VOLLEY_RETURN_IF_ERROR(rdma::choose_port(ports, m2n_rdma_port(options, sends), "").status());
+  }
+  return ok_status();
+}
+
 }  // namespace
 
 Status M2nRun::check() const {
@@ -358,9 +378,11 @@ Result<M2nReport> run_m2n_system(const M2nSystem& system, const M2nBenchOptions&
 }
 
 Result<M2nReport> run_m2n_bench(const M2nBenchOptions& options, const M2nProgress& progress) {
-  if (options.fabric != "shm" && options.fabric != "tcp" && options.fabric != "local") {
-    return invalid_argument("fabric is '{}', allowed: shm, tcp, local", options.fabric);
+  const std::string& fabric = options.fabric;
+  if (fabric != "shm" && fabric != "tcp" && fabric != "local" && fabric != "rdma") {
+    return invalid_argument("fabric is '{}', allowed: shm, tcp, local, rdma", fabric);
   }
+  if (fabric == "rdma") VOLLEY_RETURN_IF_ERROR(check_rdma(options));
   return run_m2n_system(m2n_fabric_system(options.fabric), options, progress);
 }
 

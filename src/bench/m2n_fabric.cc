@@ -40,7 +40,9 @@ class FabricEndpoint final : public M2nEndpoint {
     options.layers = 1;
     options.dtype = kDtypeBf16;
     options.key = kKey;
-    if (!sends) options.listen = fabric == "tcp" ? "127.0.0.1:0" : "auto";
+    if (!sends) options.listen = fabric == "tcp" || fabric == "rdma" ? "127.0.0.1:0" : "auto";
+    options.rdma.ports = {m2n_rdma_port(run.options, sends)};
+    options.rdma.queue_pairs = run.options.queue_pairs;
     VOLLEY_ASSIGN_OR_RETURN(auto made, transport::make_fabric(fabric, options));
     auto endpoint =
         std::unique_ptr<FabricEndpoint>(new FabricEndpoint(run, peer, options, std::move(made)));
@@ -172,6 +174,13 @@ class FabricEndpoint final : public M2nEndpoint {
 
 }  // namespace
 
+rdma::PortSelector m2n_rdma_port(const M2nBenchOptions& options, bool sends) {
+  rdma::PortSelector port;
+  const std::vector<std::string>& ports = options.rdma_ports;
+  if (!ports.empty()) port.device = sends ? ports.front() : ports.back();
+  return port;
+}
+
 M2nSystem m2n_fabric_system(const std::string& fabric) {
   M2nSystem system;
   system.name = fabric;
@@ -179,6 +188,8 @@ M2nSystem m2n_fabric_system(const std::string& fabric) {
   system.endpoint = [fabric](const M2nRun& run, uint32_t peer) {
     return FabricEndpoint::create(fabric, run, peer);
   };
+  // What a NIC can do at best is not for its own fabric to say: benchmarks/rdma_compare.
+  if (fabric == "rdma") return system;
   system.steps = [fabric](const M2nRun& run, uint32_t near_core, uint32_t far_core) {
     return measure_m2n_steps({.near_core = near_core,
                               .far_core = far_core,

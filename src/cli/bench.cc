@@ -5,6 +5,7 @@
 #include "output_file.h"
 #include "volley/bench/kernel_bench.h"
 #include "volley/bench/m2n_command.h"
+#include "volley/transport/rdma_options.h"
 
 namespace volley::cli {
 namespace {
@@ -80,8 +81,16 @@ void add_m2n(CLI::App& bench, Run& run) {
       bench.add_subcommand("m2n", "Times messages between M senders and N receivers on this host");
   command
       ->add_option("--fabric", options->bench.fabric,
-                   "shm or tcp: the peers are processes; local: they are threads")
-      ->check(CLI::IsMember({"shm", "tcp", "local"}))
+                   "shm, tcp or rdma: the peers are processes; local: they are threads")
+      ->check(CLI::IsMember({"shm", "tcp", "local", "rdma"}))
+      ->capture_default_str();
+  command
+      ->add_option("--rdma-ports", options->bench.rdma_ports,
+                   "NAME or NAME:PORT of the senders and of the receivers, separated by a comma; "
+                   "otherwise the first active port")
+      ->delimiter(',');
+  command->add_option("--queue-pairs", options->bench.queue_pairs, "Of a link, on rdma")
+      ->check(CLI::Range(1u, transport::kRailsMax))
       ->capture_default_str();
   options->add_options(*command);
   command->callback([options, &run] { run = [options] { return run_m2n(*options); }; });

@@ -177,6 +177,7 @@ class IbCompletionQueue final : public CompletionQueue {
   }
   Status arm() override {
     const int error = ::ibv_req_notify_cq(queue_.get(), 0);
+    ++arms_;
     return error == 0 ? ok_status() : internal_error("ibv_req_notify_cq: {}", errno_text(error));
   }
   int event_fd() const override { return channel_->fd; }
@@ -184,7 +185,12 @@ class IbCompletionQueue final : public CompletionQueue {
     ibv_cq* queue = nullptr;
     void* context = nullptr;
     unsigned count = 0;
-    while (::ibv_get_cq_event(channel_.get(), &queue, &context) == 0) ++count;
+    // Each arming is good for one event at most: usually one look is enough.
+    do {
+      if (::ibv_get_cq_event(channel_.get(), &queue, &context) != 0) break;
+      ++count;
+    } while (count < arms_);
+    arms_ = 0;
     if (count != 0) ::ibv_ack_cq_events(queue_.get(), count);
   }
 
@@ -212,6 +218,7 @@ class IbCompletionQueue final : public CompletionQueue {
 
   ChannelHandle channel_;  // Outlives the queue.
   CompletionsHandle queue_;
+  unsigned arms_ = 0;  // Since the last look at the events.
 };
 
 class IbSharedReceiveQueue final : public SharedReceiveQueue {

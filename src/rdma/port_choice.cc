@@ -143,6 +143,7 @@ Result<PortChoice> choose_port(const std::vector<PortDescription>& ports,
     return failed_precondition("RDMA port {}:{} is in state {}, allowed: PORT_ACTIVE",
                                inactive->device, inactive->port, inactive->state);
   }
+  if (ports.empty() && selector_text(selector).empty()) return not_found("{}", ports_text(ports));
   return not_found("no RDMA port has{}; {}",
                    selector_text(selector).empty() ? " a GID" : selector_text(selector),
                    ports_text(ports));

@@ -104,7 +104,7 @@ struct DyingPair {
 };
 
 // How long a busy poll loop may go without asking the kernel for bad news.
-constexpr Nanos kFetchInterval = 50 * kMicrosecond;
+constexpr Nanos kFetchInterval = kMillisecond;
 // How long the NIC may take to say that a broken queue pair is done with the shared receives.
 constexpr Nanos kDyingTime = 200 * kMillisecond;
 // How long closing a link waits until what was posted before has been acknowledged.

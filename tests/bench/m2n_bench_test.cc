@@ -96,7 +96,17 @@ struct Refusal {
 
 TEST(M2nBench, RefusesWrongOptionsWithTheValue) {
   const Refusal refusals[] = {
-      {[](auto& options) { options.fabric = std::string("rdma"); }, "fabric is 'rdma'"},
+      {[](auto& options) { options.fabric = std::string("pigeon"); }, "fabric is 'pigeon'"},
+      {[](auto& options) {
+         options.fabric = std::string("rdma");
+         options.rdma_ports = {"a", "b", "c"};
+       },
+       "rdma_ports has 3 ports"},
+      {[](auto& options) {
+         options.fabric = std::string("rdma");
+         options.queue_pairs = 9;
+       },
+       "queue_pairs is 9, allowed: 1 to 8"},
       {[](auto& options) { options.shapes[0].senders = 0; }, "senders is 0"},
       {[](auto& options) { options.shapes[0].receivers = 33; },
        "receivers is 33, allowed: 1 to 32"},
@@ -121,6 +131,16 @@ TEST(M2nBench, RefusesWrongOptionsWithTheValue) {
     EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << refusal.words;
     EXPECT_THAT(message_of(status), HasSubstr(refusal.words));
   }
+}
+
+TEST(M2nBench, NamesTheRdmaPortThatIsNotThere) {
+  M2nBenchOptions options;
+  options.shapes = {{}};
+  options.fabric = "rdma";
+  options.rdma_ports = {"no_such_device"};
+  const Status status = run_m2n_bench(options, silent).status();
+  EXPECT_EQ(status.code(), StatusCode::kNotFound);
+  EXPECT_THAT(message_of(status), HasSubstr("no_such_device"));
 }
 
 M2nBenchOptions small_run(const std::string& fabric, uint32_t senders, uint32_t receivers) {

@@ -36,7 +36,12 @@ enum class M2nPattern : uint8_t {
 };
 
 struct M2nBenchOptions {
-  std::string fabric = "shm";  ///< "shm", "tcp" (peers are processes) or "local" (threads).
+  /// "shm", "tcp", "rdma" (peers are processes) or "local" (threads).
+  std::string fabric = "shm";
+  /// Of rdma: "mlx5_0" or "mlx5_0:2", one or two. Senders use the first, receivers the last; empty:
+  /// both use the first active port.
+  std::vector<std::string> rdma_ports;
+  uint32_t queue_pairs = 1;  ///< Of rdma: of a link.
   std::vector<M2nShape> shapes;
   M2nPattern pattern = M2nPattern::kRoundTrip;
   uint32_t window = 2;         ///< Slots of a link, 1 to kM2nWindowMax; a round trip uses one.
@@ -121,8 +126,9 @@ using M2nProgress = std::function<void(const std::string&)>;
 
 /// Measures all shapes, one after the other. Blocks. Forks, except on local without `busy`: no
 /// other thread may run in this process. When it returns no peer is left. Errors: kInvalidArgument
-/// (an option, named), kUnavailable or kDeadlineExceeded (a peer ended early, or the time was over:
-/// who and how), kResourceExhausted (memory).
+/// (an option, named), kNotFound or kFailedPrecondition (the RDMA port: what there is),
+/// kUnavailable or kDeadlineExceeded (a peer ended early, or the time was over: who and how),
+/// kResourceExhausted (memory).
 Result<M2nReport> run_m2n_bench(const M2nBenchOptions& options, const M2nProgress& progress);
 
 /// "round-trip", "one-way", "both".
