@@ -12,6 +12,8 @@
 #include "volley/control/cluster_view.h"
 #include "volley/engine/attention_engine.h"
 #include "volley/engine/dispatch_rows.h"
+#include "volley/rdma/device.h"
+#include "volley/transport/rdma_fabric.h"
 
 namespace volley::daemon {
 namespace {
@@ -42,6 +44,24 @@ transport::RdmaOptions rdma_options(const config::RdmaConfig& rdma,
   options.control.service_level = static_cast<uint8_t>(rdma.control_service_level);
   options.control.traffic_class = static_cast<uint8_t>(rdma.control_traffic_class);
   return options;
+}
+
+// Says which port was chosen, and what keeps its packets small.
+void log_port(const std::string& node, const rdma::DeviceAttributes& port) {
+  spdlog::info("{}: RDMA port {}:{}, gid {} ({}), packets of {} bytes, {} Gb/s", node, port.name,
+               port.port, port.gid_index, rdma::gid_text(port.gid), port.mtu, port.rate_gbps);
+  constexpr uint16_t kPacketBytesMax = 4096;
+  if (port.mtu >= kPacketBytesMax) return;
+  if (port.link_layer == rdma::LinkLayer::kEthernet && !port.interface.empty()) {
+    spdlog::warn(
+        "{}: packets of {}:{} carry {} bytes; for {} run `ip link set dev {} mtu 4200` here, at "
+        "the "
+        "peers and on the switches between",
+        node, port.name, port.port, port.mtu, kPacketBytesMax, port.interface);
+  } else {
+    spdlog::warn("{}: packets of {}:{} carry {} bytes; the subnet manager can allow {}", node,
+                 port.name, port.port, port.mtu, kPacketBytesMax);
+  }
 }
 
 }  // namespace
@@ -108,19 +128,29 @@ Result<std::unique_ptr<transport::Fabric>> make_node_fabric(
     const config::ClusterConfig& config, const NodeSetup& setup,
     const transport::NodeIdentity& self, const transport::LinkKey& key, const std::string& listen,
     const std::vector<config::RdmaPortConfig>& rdma_ports) {
-  return transport::make_fabric(
-      config.transport.fabric,
-      {.self = self,
-       .geometry = setup.geometry,
-       .links_max = listen.empty() ? static_cast<uint32_t>(config.expert.nodes.size())
-                                   : config.transport.links_max,
-       .layers = setup.checkpoint.spec.layer_count(),
-       .dtype = static_cast<uint8_t>(setup.dtype),
-       .dispatch_dtype =
-           static_cast<uint8_t>(engine::dispatch_dtype(setup.dtype, setup.fp8_dispatch)),
-       .key = key,
-       .listen = listen,
-       .rdma = rdma_options(config.transport.rdma, rdma_ports)});
+  const transport::FabricOptions options{
+      .self = self,
+      .geometry = setup.geometry,
+      .links_max = listen.empty() ? static_cast<uint32_t>(config.expert.nodes.size())
+                                  : config.transport.links_max,
+      .layers = setup.checkpoint.spec.layer_count(),
+      .dtype = static_cast<uint8_t>(setup.dtype),
+      .dispatch_dtype =
+          static_cast<uint8_t>(engine::dispatch_dtype(setup.dtype, setup.fp8_dispatch)),
+      .key = key,
+      .listen = listen,
+      .rdma = rdma_options(config.transport.rdma, rdma_ports)};
+  if (config.transport.fabric != "rdma") {
+    return transport::make_fabric(config.transport.fabric, options);
+  }
+  std::vector<std::shared_ptr<rdma::Device>> ports;
+  for (const rdma::PortSelector& selector : options.rdma.ports) {
+    Result<std::shared_ptr<rdma::Device>> port = rdma::open_device(selector);
+    if (!port.ok()) return port.status();
+    log_port(self.name, (*port)->attributes());
+    ports.push_back(*std::move(port));
+  }
+  return transport::make_rdma_fabric(options, std::move(ports));
 }
 
 v1::NodeRegistration make_registration(const config::ClusterConfig& config, const NodeSetup& setup,

@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <infiniband/verbs.h>
+#include <net/if.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -389,9 +390,9 @@ class IbDevice final : public Device {
         ::ibv_query_port(context, choice.port, &port) != 0) {
       return unavailable("{}:{}: it cannot be queried", choice.device, choice.port);
     }
-    ibv_gid gid{};
-    if (const int error = ::ibv_query_gid(context, choice.port, choice.gid_index, &gid);
-        error != 0) {
+    ibv_gid_entry gid{};
+    if (::ibv_query_gid_ex(context, choice.port, static_cast<uint32_t>(choice.gid_index), &gid,
+                           0) != 0) {
       return unavailable("{}:{}: GID {} cannot be read", choice.device, choice.port,
                          choice.gid_index);
     }
@@ -402,7 +403,11 @@ class IbDevice final : public Device {
     a.lid = port.lid;
     a.mtu = mtu_bytes(port.active_mtu);
     a.gid_index = choice.gid_index;
-    std::memcpy(a.gid.data(), gid.raw, a.gid.size());
+    std::memcpy(a.gid.data(), gid.gid.raw, a.gid.size());
+    char interface[IF_NAMESIZE];
+    if (gid.ndev_ifindex != 0 && ::if_indextoname(gid.ndev_ifindex, interface) != nullptr) {
+      a.interface = interface;
+    }
     a.rate_gbps = rate_gbps(port);
     a.completion_depth_max = static_cast<uint32_t>(attributes.max_cqe);
     a.shared_receives_max = static_cast<uint32_t>(attributes.max_srq_wr);

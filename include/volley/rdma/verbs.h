@@ -49,6 +49,7 @@ struct DeviceAttributes {
   uint16_t mtu = 0;
   int gid_index = 0;
   std::array<uint8_t, 16> gid{};
+  std::string interface{};  ///< Network interface of the GID, "eth2"; "" where there is none.
   double rate_gbps = 0;  ///< Signalling rate of the port; 0 when unknown.
   uint32_t completion_depth_max = 0;
   uint32_t shared_receives_max = 0;
