@@ -588,7 +588,7 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
     if (port.staged_count != 0) return true;
     const Result<size_t> count = port.completions->poll(port.staged);
     if (!count.ok()) {
-      fail_all(count.status());
+      fail_all(port, count.status());
       return false;
     }
     port.staged_count = *count;
@@ -613,7 +613,8 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
           }
         }
         if (receives != 0) {
-          if (const Status status = port.receives->post(receives); !status.ok()) fail_all(status);
+          const Status status = port.receives->post(receives);
+          if (!status.ok()) fail_all(port, status);
         }
         more |= batch + 1 == kBatchesAtOnce;
       }
@@ -621,8 +622,8 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
     return more;
   }
 
-  // Destroys broken queue pairs, but not before what they have completed is out of the queue: a later
-  // queue pair may get their numbers.
+  // Destroys broken queue pairs, but not before what they have completed is out of the queue: a
+  // later queue pair may get their numbers.
   template <class Done>
   void bury(Done done) {
     if (std::none_of(dying_.begin(), dying_.end(), done)) return;
@@ -722,8 +723,7 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
           break;
         case rdma::AsyncEventKind::kDeviceFatal:
         case rdma::AsyncEventKind::kCompletionQueueError:
-          fail_all(
-              unavailable("RDMA device {} has failed", ports_[port].device->attributes().name));
+          fail_all(ports_[port], unavailable("it has failed"));
           break;
         default:
           break;  // A port that comes and goes shows in retries.
@@ -732,14 +732,13 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
   }
 
   static Status failure(const RdmaLink& link, rdma::CompletionStatus status) {
-    if (status == rdma::CompletionStatus::kLocalError) {
-      return internal_error("{}: rdma write: {}", link.peer.name, completion_status_name(status));
-    }
     return unavailable("{}: rdma write: {}", link.peer.name, completion_status_name(status));
   }
 
-  void fail_all(const Status& why) {
-    for (RdmaLink& link : links_) fail(link, why);
+  void fail_all(const Port& port, const Status& why) {
+    const Status status =
+        unavailable("RDMA device {}: {}", port.device->attributes().name, message_of(why));
+    for (RdmaLink& link : links_) fail(link, status);
   }
 
   bool input_ready() override {
@@ -752,7 +751,7 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
     slept_ = true;
     if (!sleeping) return;
     for (Port& port : ports_) {
-      if (const Status status = port.completions->arm(); !status.ok()) fail_all(status);
+      if (const Status status = port.completions->arm(); !status.ok()) fail_all(port, status);
     }
   }
 

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <deque>
@@ -824,6 +825,20 @@ Step FakeQueuePair::transfer() {
   return place.landed_bytes < place.request.bytes ? land(place, *peer) : finish(place, *peer);
 }
 
+// Real cards move an aligned word as one, which is what makes counters in shared memory work.
+void move(const std::byte* from, std::byte* to, size_t bytes) {
+  constexpr size_t kWord = sizeof(uint64_t);
+  const auto address = reinterpret_cast<uintptr_t>(from) | reinterpret_cast<uintptr_t>(to);
+  if (bytes != kWord || address % kWord != 0) {
+    std::memmove(to, from, bytes);
+    return;
+  }
+  // The source is only read; atomic_ref has no form for const objects.
+  auto& word = *reinterpret_cast<uint64_t*>(const_cast<std::byte*>(from));
+  std::atomic_ref(*reinterpret_cast<uint64_t*>(to))
+      .store(std::atomic_ref(word).load(std::memory_order_relaxed), std::memory_order_relaxed);
+}
+
 Step FakeQueuePair::land(Place& place, FakeQueuePair& peer) {
   Net& net = *device.net;
   const WriteRequest& request = place.request;
@@ -836,8 +851,8 @@ Step FakeQueuePair::land(Place& place, FakeQueuePair& peer) {
   const uint64_t pieces = 1 + net.rng.below(std::max(1U, net.options.pieces_per_step_max));
   const auto bytes = static_cast<uint32_t>(
       std::min<uint64_t>(pieces * piece_bytes_, request.bytes - place.landed_bytes));
-  std::memmove(reinterpret_cast<std::byte*>(request.remote_address) + place.landed_bytes,
-               source(place) + place.landed_bytes, bytes);
+  move(source(place) + place.landed_bytes,
+       reinterpret_cast<std::byte*>(request.remote_address) + place.landed_bytes, bytes);
   place.landed_bytes += bytes;
   if (place.landed_bytes == request.bytes) place.delay_steps = draw_delay();
   return Step::kMoved;
