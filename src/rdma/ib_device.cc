@@ -227,8 +227,10 @@ class IbSharedReceiveQueue final : public SharedReceiveQueue {
   explicit IbSharedReceiveQueue(ibv_srq* queue) : queue_(queue) {}
 
   Status post(uint32_t count) override {
-    std::array<ibv_recv_wr, kBatch> requests{};
-    for (size_t i = 0; i < kBatch; ++i) {
+    std::array<ibv_recv_wr, kBatch> requests;
+    // Most calls are for a few.
+    for (size_t i = 0; i < std::min<size_t>(count, kBatch); ++i) {
+      requests[i] = {};
       requests[i].wr_id = kReceiveId;
       requests[i].next = i + 1 < kBatch ? &requests[i + 1] : nullptr;
     }
