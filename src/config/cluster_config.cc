@@ -120,7 +120,7 @@ void read_rdma_ports(YamlMap& map, const std::string& key, std::vector<RdmaPortC
     entry.text("ip", port.ip);
     entry.text("near", port.near);
     uint32_t gid_index = 0;
-    entry.integer("gid_index", gid_index, 0, 1023);
+    entry.integer("gid_index", gid_index, 0, 255);
     if (entry.has("gid_index")) port.gid_index = static_cast<int32_t>(gid_index);
     ports.push_back(std::move(port));
   });
@@ -159,6 +159,39 @@ void read_transport(YamlMap& map, TransportConfig& transport) {
   std::string dispatch_dtype = "model";
   map.choice("dispatch_dtype", dispatch_dtype, {"model", "fp8_e4m3"});
   transport.fp8_dispatch = dispatch_dtype == "fp8_e4m3";
+}
+
+/// Ends of a link need the same number of rails, and every node may link with every other.
+Status check_rdma(const ClusterConfig& config) {
+  const RdmaConfig& rdma = config.transport.rdma;
+  std::string first;
+  size_t first_rails = 0;
+  const auto check = [&](const std::string& name, const std::vector<RdmaPortConfig>& own) {
+    if (!own.empty() && config.transport.fabric != "rdma") {
+      return invalid_argument("{}: {}: rdma_ports has no meaning with fabric '{}'", config.file,
+                              name, config.transport.fabric);
+    }
+    const size_t rails = (own.empty() ? rdma.ports : own).size() * rdma.queue_pairs;
+    if (rails > kRdmaRailsMax) {
+      return invalid_argument(
+          "{}: {}: its ports with {} queue pairs each make {} rails, allowed: 1 to {}", config.file,
+          name, rdma.queue_pairs, rails, kRdmaRailsMax);
+    }
+    if (first.empty()) {
+      first = name;
+      first_rails = rails;
+    }
+    if (rails == first_rails) return ok_status();
+    return invalid_argument("{}: {} has {} rails and {} has {}; all nodes need the same number",
+                            config.file, first, first_rails, name, rails);
+  };
+  for (const AttentionNodeConfig& node : config.attention.nodes) {
+    VOLLEY_RETURN_IF_ERROR(check(node.name, node.rdma_ports));
+  }
+  for (const ExpertNodeConfig& node : config.expert.nodes) {
+    VOLLEY_RETURN_IF_ERROR(check(node.name, node.rdma_ports));
+  }
+  return ok_status();
 }
 
 }  // namespace
@@ -237,6 +270,7 @@ Result<ClusterConfig> parse_cluster_config(const std::string& text, const std::s
     return invalid_argument("{}: transport.links_max: {} links are too few for {} attention nodes",
                             origin, config.transport.links_max, config.attention.nodes.size());
   }
+  VOLLEY_RETURN_IF_ERROR(check_rdma(config));
   if (config.transport.slot_rows == 0)
     config.transport.slot_rows = config.attention.tokens_per_step;
   return config;

@@ -482,6 +482,13 @@ Result<std::unique_ptr<ExpertEngine>> ExpertEngine::create(
     return invalid_argument("rows of dispatches have {} bytes, in the link geometry {}", row_bytes,
                             options.geometry.dispatch.row_bytes);
   }
+  const uint32_t answer_bytes = dispatch_row_bytes(spec.hidden, options.dtype, false);
+  if (options.geometry.answer.row_bytes != answer_bytes || row_bytes > answer_bytes) {
+    return invalid_argument(
+        "rows of answers have {} bytes, in the link geometry {}, and those of dispatches, {}, must "
+        "not be larger",
+        answer_bytes, options.geometry.answer.row_bytes, row_bytes);
+  }
   if (options.threads == 0 || options.links_max == 0) {
     return invalid_argument("threads ({}) and links_max ({}) must not be 0", options.threads,
                             options.links_max);

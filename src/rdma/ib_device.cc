@@ -12,6 +12,7 @@
 #include <climits>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <vector>
 
 #include "volley/base/check.h"
@@ -42,6 +43,31 @@ using QueuePairHandle = Handle<ibv_qp, ibv_destroy_qp>;
 
 void make_non_blocking(int fd) {
   ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK);
+}
+
+// Whether the kernel lets this process lock as much as it likes, which not every root may.
+bool may_lock_any_memory() {
+  constexpr int kIpcLock = 14;  // CAP_IPC_LOCK
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (!line.starts_with("CapEff:")) continue;
+    return (std::strtoull(line.c_str() + sizeof "CapEff:", nullptr, 16) >> kIpcLock & 1) != 0;
+  }
+  return false;
+}
+
+// What to do about ENOMEM: most often it is the limit of locked memory, which all registered memory
+// and all queues count towards.
+std::string locked_memory_hint() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_MEMLOCK, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY ||
+      may_lock_any_memory()) {
+    return "";
+  }
+  return fmt::format(
+      "; this process may lock {} bytes in all: run `ulimit -l unlimited` before the start, or set "
+      "LimitMEMLOCK=infinity in the systemd unit",
+      static_cast<uint64_t>(limit.rlim_cur));
 }
 
 uint64_t pack(WorkId work) {
@@ -137,15 +163,22 @@ double rate_gbps(const ibv_port_attr& port) {
   return lanes * lane;
 }
 
-// A registration that fails for want of locked memory must say what raises the limit.
 Status registration_error(int error, uint64_t bytes) {
   if (error == ENOMEM) {
-    VOLLEY_RETURN_IF_ERROR(check_locked_memory(bytes));
-    return resource_exhausted("registering {} bytes: the device or the kernel is out of memory",
-                              bytes);
+    return resource_exhausted("registering {} bytes: {}{}", bytes, errno_text(error),
+                              locked_memory_hint());
   }
   return invalid_argument("registering {} bytes: {}", bytes, errno_text(error));
 }
+
+class IbProtectionDomain final : public ProtectionDomain {
+ public:
+  explicit IbProtectionDomain(ibv_pd* domain) : domain_(domain) {}
+  ibv_pd* raw() const { return domain_.get(); }
+
+ private:
+  DomainHandle domain_;
+};
 
 class IbMemoryRegion final : public MemoryRegion {
  public:
@@ -205,11 +238,15 @@ class IbCompletionQueue final : public CompletionQueue {
     completion.status = status_of(raw.status);
     completion.queue_pair = raw.qp_num;
     completion.vendor_error = raw.vendor_err;
-    // Of a failed request only wr_id, status, qp_num and vendor_err are defined. Receives carry no
-    // id, so id 0 tells the two apart.
+    // Of a failed request only wr_id, status, qp_num and vendor_err are defined: receives are known
+    // by their id.
     if (raw.status == IBV_WC_SUCCESS) {
       completion.received = (raw.opcode & IBV_WC_RECV) != 0;
-      if (completion.received) completion.immediate = ntohl(raw.imm_data);
+      if (raw.opcode == IBV_WC_RECV_RDMA_WITH_IMM) {
+        completion.immediate = ntohl(raw.imm_data);
+      } else if (completion.received) {
+        completion.status = CompletionStatus::kRemoteError;  // Nobody here sends anything else.
+      }
     } else {
       completion.received = raw.wr_id == kReceiveId;
     }
@@ -421,11 +458,18 @@ class IbDevice final : public Device {
 
   const DeviceAttributes& attributes() const override { return attributes_; }
 
+  Result<std::unique_ptr<ProtectionDomain>> create_protection_domain() override {
+    ibv_pd* domain = ::ibv_alloc_pd(context_.get());
+    if (domain == nullptr) return create_error("protection domain", errno);
+    return std::make_unique<IbProtectionDomain>(domain);
+  }
+
   Result<std::unique_ptr<MemoryRegion>> register_memory(std::span<std::byte> memory,
-                                                        bool remote_write) override {
+                                                        bool remote_write,
+                                                        ProtectionDomain* domain) override {
     const int access =
         IBV_ACCESS_LOCAL_WRITE | (remote_write ? static_cast<int>(IBV_ACCESS_REMOTE_WRITE) : 0);
-    ibv_mr* region = ::ibv_reg_mr(domain_.get(), memory.data(), memory.size(), access);
+    ibv_mr* region = ::ibv_reg_mr(raw_domain(domain), memory.data(), memory.size(), access);
     if (region == nullptr) return registration_error(errno, memory.size());
     return std::make_unique<IbMemoryRegion>(region);
   }
@@ -465,11 +509,11 @@ class IbDevice final : public Device {
     init.cap.max_recv_wr = receives == nullptr ? 1 : 0;
     init.cap.max_inline_data = options.inline_bytes;
     init.qp_type = IBV_QPT_RC;
-    ibv_qp* raw = ::ibv_create_qp(domain_.get(), &init);
+    ibv_qp* raw = ::ibv_create_qp(raw_domain(options.domain), &init);
     if (raw == nullptr && options.inline_bytes != 0) {
       // How much may go inline is not to be asked for beforehand; without it all devices work.
       init.cap.max_inline_data = 0;
-      raw = ::ibv_create_qp(domain_.get(), &init);
+      raw = ::ibv_create_qp(raw_domain(options.domain), &init);
     }
     if (raw == nullptr) return create_error("queue pair", errno);
     const Endpoint endpoint{.gid = attributes_.gid,
@@ -504,8 +548,9 @@ class IbDevice final : public Device {
       case IBV_EVENT_DEVICE_FATAL:
         event.kind = AsyncEventKind::kDeviceFatal;
         break;
+      case IBV_EVENT_SRQ_ERR:
       case IBV_EVENT_CQ_ERR:
-        event.kind = AsyncEventKind::kCompletionQueueError;
+        event.kind = AsyncEventKind::kQueueError;
         break;
       default:
         break;
@@ -517,13 +562,18 @@ class IbDevice final : public Device {
  private:
   IbDevice() = default;
 
+  ibv_pd* raw_domain(ProtectionDomain* domain) const {
+    return domain == nullptr ? domain_.get() : static_cast<IbProtectionDomain*>(domain)->raw();
+  }
+
   Status check(const char* what, uint32_t asked, uint32_t allowed) const {
     if (asked <= allowed) return ok_status();
     return invalid_argument("a {} of {} was asked of {}, which allows {}", what, asked,
                             attributes_.name, allowed);
   }
   Status create_error(const char* what, int error) const {
-    return resource_exhausted("{}: creating a {}: {}", attributes_.name, what, errno_text(error));
+    return resource_exhausted("{}: creating a {}: {}{}", attributes_.name, what, errno_text(error),
+                              error == ENOMEM ? locked_memory_hint() : "");
   }
 
   ContextHandle context_;
@@ -638,20 +688,6 @@ Result<std::shared_ptr<Device>> open_device(const PortSelector& selector) {
     if (choice.device == ::ibv_get_device_name(device)) return IbDevice::open(device, choice);
   }
   return unavailable("RDMA device {} has gone", choice.device);
-}
-
-Status check_locked_memory(uint64_t bytes) {
-  rlimit limit{};
-  if (::getrlimit(RLIMIT_MEMLOCK, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY ||
-      limit.rlim_cur >= bytes) {
-    return ok_status();
-  }
-  // CAP_IPC_LOCK lifts the limit; root has it unless it was dropped.
-  if (::geteuid() == 0) return ok_status();
-  return resource_exhausted(
-      "{} bytes must be locked for RDMA and this process may lock {}: run `ulimit -l unlimited` as "
-      "root before the start, or set LimitMEMLOCK=infinity in the systemd unit",
-      bytes, static_cast<uint64_t>(limit.rlim_cur));
 }
 
 }  // namespace volley::rdma

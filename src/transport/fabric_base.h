@@ -90,13 +90,14 @@ class FabricBase : public Fabric {
   void post(LinkId link, uint32_t slot) override {
     Link& l = at(link);
     VOLLEY_CHECK(slot < options_.geometry.slot_count());
-    if (l.state != LinkState::kOpen) return;
     const protocol::SlotLayout& layout = send_layout(l);
     const protocol::MessageHeader& header =
         protocol::header_of(l.send_base + slot * layout.slot_bytes());
     const MessageSizes sizes = message_sizes(header, layout);
     ++counters_.messages_sent;
     counters_.bytes_sent += sizeof header + sizes.entries + sizes.rows;
+    // Posted, although it goes nowhere: the caller has not heard of the end yet.
+    if (l.state != LinkState::kOpen) return;
     l.inbox.grant(slot);
     transmit(l, slot, sizes);
   }

@@ -19,6 +19,7 @@ struct LinkFaults {
   Nanos outbound_until = 0;
   Nanos heard_before = 0;  // last_heard() as the inbound partition began.
   bool failed = false;     // By us; the inner link still exists.
+  bool ended = false;      // By the inner fabric; the engine may not have seen it yet.
   bool reported = false;   // The engine has seen kClosed of the failure.
 };
 
@@ -75,7 +76,7 @@ class FaultFabricImpl final : public FaultFabric {
     const auto found = links_.find(link);
     if (found == links_.end()) return inner_->post(link, slot);
     LinkFaults& faults = found->second;
-    if (faults.failed) return;
+    if (faults.failed || faults.ended) return;
     maybe_partition(link, faults);
     const bool fails = random_.chance(policy_.link_failure_probability);
     const bool lands = !fails || random_.chance(0.5);
@@ -118,7 +119,8 @@ class FaultFabricImpl final : public FaultFabric {
 
   void fail_link(LinkId link) override {
     const auto found = links_.find(link);
-    if (found != links_.end() && !found->second.failed) fail(link, found->second);
+    if (found == links_.end() || found->second.failed || found->second.ended) return;
+    fail(link, found->second);
   }
 
   void partition(LinkId link, bool inbound, bool outbound) override {
@@ -177,6 +179,7 @@ class FaultFabricImpl final : public FaultFabric {
     LinkFaults& faults = found->second;
     if (faults.failed) return;
     if (event.kind == EventKind::kClosed) {
+      faults.ended = true;
       end_messages(event.link);
       output_.push_back(event);
       return;

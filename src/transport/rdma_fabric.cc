@@ -14,9 +14,11 @@
 // Pulses go over a queue pair of their own with a completion queue of its own, because the thread
 // that gives them must not touch the engine's.
 //
-// Revocation: the memory of a link is registered for this link alone. Deregistering it ends what
-// the peer can reach; the next link of the same place gets a new key. Broken queue pairs are kept
-// until the NIC says that it takes no more of the shared receives for them.
+// Protection: the memory and the queue pairs of a link are in a domain of their own, so that a peer
+// reaches no other link, whatever keys it guesses. Revocation: the link's queue pairs are broken
+// and its region deregistered; the next link of the same place gets a new domain, in which what is
+// left of the old one has no rights. Broken queue pairs are kept until the NIC says that it takes
+// no more of the shared receives for them.
 
 #include "volley/transport/rdma_fabric.h"
 
@@ -69,7 +71,9 @@ struct RdmaLink : LinkCore {
   TcpCall call;  // While connecting.
   UniqueFd socket;
   Mapping memory;  // Of this place in the table: ControlPage, incoming slots, outgoing slots.
-  std::vector<std::unique_ptr<rdma::MemoryRegion>> regions;  // By port; of one link.
+  // By port; of one link. A broken queue pair outlives it and shares its domain.
+  std::vector<std::shared_ptr<rdma::ProtectionDomain>> domains;
+  std::vector<std::unique_ptr<rdma::MemoryRegion>> regions;
   std::vector<Rail> rails;
   std::array<Partial, kSlotsMax> partial{};
   uint32_t backlog = 0;  // Slots whose message waits for room in a send queue.
@@ -98,6 +102,7 @@ struct Port {
 
 // A broken queue pair on its way out.
 struct DyingPair {
+  std::shared_ptr<rdma::ProtectionDomain> domain;
   std::unique_ptr<rdma::QueuePair> queue_pair;
   uint32_t port = 0;
   Nanos deadline = 0;
@@ -109,6 +114,7 @@ constexpr Nanos kFetchInterval = kMillisecond;
 constexpr Nanos kDyingTime = 200 * kMillisecond;
 // How long closing a link waits until what was posted before has been acknowledged.
 constexpr Nanos kFlushTime = 20 * kMillisecond;
+constexpr Nanos kFlushSilence = 500 * kMillisecond;
 // Unused entries between a message's entries and its rows are sent along up to so many bytes,
 // because a second write costs as much.
 constexpr size_t kGapMax = 256;
@@ -141,7 +147,10 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
     closing_ = true;
     close_all();
     // Before the devices and queues, which are members of this class and not of its base.
-    for (RdmaLink& link : links_) link.regions.clear();
+    for (RdmaLink& link : links_) {
+      link.regions.clear();
+      link.domains.clear();
+    }
     dying_.clear();
   }
 
@@ -216,7 +225,9 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
           .signalled = true};
       if (link.pulse_pair->post({&request, 1}).ok()) ++link.pulses_outstanding;
     }
-    if (failed) waiter_.wake();
+    if (!failed) return;
+    pulse_failed_.store(true);
+    waiter_.wake();
   }
 
  private:
@@ -238,10 +249,14 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
 
   Status register_memory(RdmaLink& link) {
     link.regions.clear();
+    link.domains.clear();
     for (const Port& port : ports_) {
+      VOLLEY_ASSIGN_OR_RETURN(auto domain, port.device->create_protection_domain());
+      link.domains.push_back(std::move(domain));
       // One region for both directions: the peer that may write into the incoming slots could also
       // write into the outgoing ones, which are read by nobody but itself.
-      VOLLEY_ASSIGN_OR_RETURN(auto region, port.device->register_memory(link.memory.bytes(), true));
+      VOLLEY_ASSIGN_OR_RETURN(auto region, port.device->register_memory(link.memory.bytes(), true,
+                                                                        link.domains.back().get()));
       link.regions.push_back(std::move(region));
     }
     return ok_status();
@@ -251,6 +266,7 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
 
   // Makes the queue pairs and what the peer must know of them.
   Status prepare(RdmaLink& link, RdmaOffer& offer) {
+    VOLLEY_RETURN_IF_ERROR(broken_);
     if (link.regions.size() != ports_.size()) VOLLEY_RETURN_IF_ERROR(register_memory(link));
     std::byte* base = link.memory.bytes().data();
     std::memset(base, 0, kControlBytes);
@@ -268,16 +284,20 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
       link.rails[i] = {};
       VOLLEY_ASSIGN_OR_RETURN(
           link.rails[i].queue_pair,
-          port.device->create_queue_pair({.sends = send_depth_, .inline_bytes = kInlineBytes},
+          port.device->create_queue_pair({.sends = send_depth_,
+                                          .inline_bytes = kInlineBytes,
+                                          .domain = link.domains[port_of(i)].get()},
                                          *port.completions, port.receives.get()));
       const rdma::Endpoint& endpoint = link.rails[i].queue_pair->endpoint();
       pairs_[key(port_of(i), endpoint.queue_pair)] = {link.id, i};
       offer.rail[i] = make_rail_offer(endpoint, link.regions[port_of(i)]->rkey());
     }
     const std::lock_guard lock(pulse_mutex_);
-    VOLLEY_ASSIGN_OR_RETURN(link.pulse_pair, ports_[0].device->create_queue_pair(
-                                                 {.sends = kPulsesMax, .inline_bytes = 0},
-                                                 *pulse_completions_, nullptr));
+    VOLLEY_ASSIGN_OR_RETURN(
+        link.pulse_pair,
+        ports_[0].device->create_queue_pair(
+            {.sends = kPulsesMax, .inline_bytes = 0, .domain = link.domains[0].get()},
+            *pulse_completions_, nullptr));
     link.pulse_owner = link.id.value;
     link.pulses_outstanding = 0;
     link.pulse_failure = rdma::CompletionStatus::kOk;
@@ -398,7 +418,8 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
       }
     }
     // What has landed before is valid and comes before kClosed.
-    take_completions();
+    while (take_completions()) {
+    }
     if (link.state != LinkState::kOpen) return;
     if (got > 0) return fail(link, data_loss("the peer sent a byte on an open link"));
     fail(link, unavailable("{} closed the link or died", link.peer.name));
@@ -505,34 +526,45 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
     }
   }
 
-  // Waits, but not for long, until the peer's NIC has all that was posted.
+  // Waits, but not for long, until the peer's NIC has all that was posted. A peer that has not been
+  // heard for a while is not waited for.
   void flush(RdmaLink& link) {
-    write_backlog(link);
-    for (uint32_t i = 0; i < link.rails.size(); ++i) {
-      Rail& rail = link.rails[i];
-      if (rail.posted == rail.completed || rail.posted == rail.signalled || room(rail) == 0) {
-        continue;
-      }
-      // Rewrites the peer's pulse counter: a write that changes nothing.
-      rdma::WriteRequest marker{
-          .local = reinterpret_cast<const std::byte*>(&link.control().pulses_out),
-          .bytes = sizeof(uint64_t),
-          .lkey = link.regions[port_of(i)]->lkey(),
-          .remote_address = link.pulse_address,
-          .rkey = rail.rkey,
-          .work = {.owner = link.id.value, .kind = kMarker, .rail = static_cast<uint8_t>(i)},
-          .immediate = std::nullopt};
-      ++rail.posted;
-      signal(rail, marker);
-      if (!rail.queue_pair->post({&marker, 1}).ok()) return;
-    }
-    const Nanos end = monotonic_now() + kFlushTime;
-    while (link.state == LinkState::kOpen && monotonic_now() < end &&
-           std::any_of(link.rails.begin(), link.rails.end(),
-                       [](const Rail& rail) { return rail.posted != rail.completed; })) {
+    const Nanos begin = monotonic_now();
+    if (begin - link.last_heard > kFlushSilence) return;
+    while (link.state == LinkState::kOpen && !flushed(link) &&
+           monotonic_now() - begin < kFlushTime) {
       take_completions();
       std::this_thread::yield();
     }
+  }
+
+  bool flushed(RdmaLink& link) {
+    write_backlog(link);
+    bool done = link.backlog == 0;
+    for (uint32_t i = 0; i < link.rails.size() && link.state == LinkState::kOpen; ++i) {
+      Rail& rail = link.rails[i];
+      if (rail.posted == rail.completed) continue;
+      done = false;
+      if (rail.posted != rail.signalled && room(rail) != 0) write_marker(link, i);
+    }
+    return done;
+  }
+
+  // Its completion says that all before it has been acknowledged. It writes the peer's pulse
+  // counter once more, which says no more than that we live.
+  void write_marker(RdmaLink& link, uint32_t rail_index) {
+    Rail& rail = link.rails[rail_index];
+    rdma::WriteRequest marker{
+        .local = reinterpret_cast<const std::byte*>(&link.control().pulses_out),
+        .bytes = sizeof(uint64_t),
+        .lkey = link.regions[port_of(rail_index)]->lkey(),
+        .remote_address = link.pulse_address,
+        .rkey = rail.rkey,
+        .work = {.owner = link.id.value, .kind = kMarker, .rail = static_cast<uint8_t>(rail_index)},
+        .immediate = std::nullopt};
+    ++rail.posted;
+    signal(rail, marker);
+    if (const Status status = rail.queue_pair->post({&marker, 1}); !status.ok()) fail(link, status);
   }
 
   // --- Progress.
@@ -548,8 +580,8 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
       fetched_at_ = now_;
       waiter_.fetch();
       waiter_.drain([this](uint64_t tag, uint32_t) { handle(tag); });
-      take_pulse_failures();
     }
+    take_pulse_failures();
     callers_.expire(now_);
     bury([this](const DyingPair& pair) { return now_ >= pair.deadline; });
   }
@@ -640,6 +672,7 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
     if (completion.status != rdma::CompletionStatus::kOk)
       return fail(*link, failure(*link, completion.status));
     const Immediate immediate = Immediate::unpack(completion.immediate);
+    link->last_heard = now_;
     if (immediate.slot >= options_.geometry.slot_count() || immediate.parts > rail_count()) {
       return fail(*link, data_loss("immediate names slot {} and {} parts, allowed: below {} and {}",
                                    immediate.slot, immediate.parts, options_.geometry.slot_count(),
@@ -661,6 +694,10 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
     if (const Status status = link->inbox.admit(header, immediate.slot); !status.ok()) {
       return fail(*link, status);
     }
+    if ((header.sequence & Immediate::kSequenceMask) != immediate.sequence) {
+      return fail(*link, data_loss("slot {} holds sequence {}, its immediate says {} modulo 2^20",
+                                   immediate.slot, header.sequence, immediate.sequence));
+    }
     received(*link, immediate.slot);
   }
 
@@ -678,6 +715,13 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
     std::array<rdma::Completion, 16> completions;
     while (true) {
       const Result<size_t> count = pulse_completions_->poll(completions);
+      if (!count.ok()) {
+        for (RdmaLink& link : links_) {
+          if (std::exchange(link.pulsing, false)) {
+            link.pulse_failure = rdma::CompletionStatus::kLocalError;
+          }
+        }
+      }
       if (!count.ok() || *count == 0) return;
       for (size_t i = 0; i < *count; ++i) {
         const uint32_t owner = completions[i].work.owner;
@@ -693,6 +737,7 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
   }
 
   void take_pulse_failures() {
+    if (!pulse_failed_.load(std::memory_order_relaxed) || !pulse_failed_.exchange(false)) return;
     for (RdmaLink& link : links_) {
       if (link.state != LinkState::kOpen) continue;
       rdma::CompletionStatus status;
@@ -708,27 +753,35 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
     while (const auto event = ports_[port].device->next_event()) {
       switch (event->kind) {
         case rdma::AsyncEventKind::kLastReceiveReached:
+          fail_pair(port, event->queue_pair);  // Broken, and nobody here has broken it.
           bury([&](const DyingPair& pair) {
             return pair.port == port && pair.queue_pair->endpoint().queue_pair == event->queue_pair;
           });
           break;
         case rdma::AsyncEventKind::kQueuePairError:
-          if (const auto pair = pairs_.find(key(port, event->queue_pair)); pair != pairs_.end()) {
-            take_completions();
-            RdmaLink* link = find(pair->second.link);
-            if (link != nullptr) {
-              fail(*link, unavailable("{}: its queue pair broke", link->peer.name));
-            }
-          }
+          fail_pair(port, event->queue_pair);
           break;
         case rdma::AsyncEventKind::kDeviceFatal:
-        case rdma::AsyncEventKind::kCompletionQueueError:
-          fail_all(ports_[port], unavailable("it has failed"));
+          // Its descriptor may stay readable for ever.
+          waiter_.remove(ports_[port].device->async_fd());
+          return fail_all(ports_[port], unavailable("it has failed"));
+        case rdma::AsyncEventKind::kQueueError:
+          fail_all(ports_[port], unavailable("a shared queue has failed"));
           break;
         default:
           break;  // A port that comes and goes shows in retries.
       }
     }
+  }
+
+  void fail_pair(uint32_t port, uint32_t queue_pair) {
+    const auto pair = pairs_.find(key(port, queue_pair));
+    if (pair == pairs_.end()) return;
+    const LinkId id = pair->second.link;
+    while (take_completions()) {
+    }
+    RdmaLink* link = find(id);
+    if (link != nullptr) fail(*link, unavailable("{}: its queue pair broke", link->peer.name));
   }
 
   static Status failure(const RdmaLink& link, rdma::CompletionStatus status) {
@@ -739,6 +792,8 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
     const Status status =
         unavailable("RDMA device {}: {}", port.device->attributes().name, message_of(why));
     for (RdmaLink& link : links_) fail(link, status);
+    broken_ = status;
+    waiter_.wake();  // It may have been found on the way to sleep.
   }
 
   bool input_ready() override {
@@ -769,11 +824,13 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
       if (queue_pair == nullptr) continue;
       pairs_.erase(key(port_of(i), queue_pair->endpoint().queue_pair));
       queue_pair->fail();
-      dying_.push_back({std::move(queue_pair), port_of(i), monotonic_now() + kDyingTime});
+      dying_.push_back({link.domains[port_of(i)], std::move(queue_pair), port_of(i),
+                        monotonic_now() + kDyingTime});
     }
     const std::lock_guard lock(pulse_mutex_);
     take_pulse_completions();
     link.pulsing = false;
+    link.pulse_failure = rdma::CompletionStatus::kOk;
     link.pulse_pair.reset();
   }
 
@@ -802,9 +859,11 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
   TcpCallers callers_;
   std::unordered_map<uint64_t, PairOwner> pairs_;
   std::vector<DyingPair> dying_;
+  Status broken_;  // A port or a shared queue; nothing can be carried any more.
   bool slept_ = true;
   bool closing_ = false;
   Nanos fetched_at_ = 0;
+  std::atomic<bool> pulse_failed_{false};
   std::mutex pulse_mutex_;
 };
 
@@ -812,6 +871,7 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
 
 Result<std::unique_ptr<Fabric>> make_rdma_fabric(const FabricOptions& options,
                                                  std::vector<std::shared_ptr<rdma::Device>> ports) {
+  VOLLEY_RETURN_IF_ERROR(check_options(options));
   const size_t rails = ports.size() * options.rdma.queue_pairs;
   if (rails == 0 || rails > kRailsMax) {
     return invalid_argument("{} ports with {} queue pairs make {} rails, allowed: 1 to {}",

@@ -131,7 +131,7 @@ class TcpFabric final : public FabricBase<TcpLink> {
         read(link);
       }
     }
-    if (!direct || slept_ || now_ - fetched_at_ >= kFetchInterval) {
+    if (!direct || slept_ || waiter_.pending() || now_ - fetched_at_ >= kFetchInterval) {
       slept_ = false;
       fetched_at_ = now_;
       waiter_.fetch();

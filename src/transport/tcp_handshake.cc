@@ -156,7 +156,8 @@ bool TcpCallers::hear(Caller& caller, absl::FunctionRef<Status(Greeting)> admit)
     const ssize_t received = ::recv(fd, into, wanted, 0);
     if (received < 0) return errno == EAGAIN || errno == EINTR;
     if (received == 0) return false;
-    if (caller.refused) continue;
+    // No further now: whoever keeps sending must not keep this thread.
+    if (caller.refused) return true;
     caller.bytes += static_cast<size_t>(received);
     if (caller.bytes < 8) continue;
     const bool foreign =

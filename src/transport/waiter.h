@@ -26,6 +26,8 @@ class Waiter {
 
   /// Asks the kernel for events unless some are still unhandled; true if there are any.
   bool fetch();
+  /// Whether events that were fetched wait for drain().
+  bool pending() const { return fetched_ > 0; }
   /// Calls handle(tag, epoll_events) for the events fetched. A tag may name something that an
   /// earlier call of `handle` has removed.
   template <class Handle>

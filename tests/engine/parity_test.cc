@@ -359,8 +359,6 @@ TEST(ParityFp8, IsWithinItsRoundings) {
     // Else the bounds would have been held by nothing.
     EXPECT_GE(static_cast<double>(compared), kFp8ComparedShare * static_cast<double>(positions));
     EXPECT_GE(static_cast<double>(decided), kFp8DecidedShare * static_cast<double>(positions));
-    // A token that is decided by its margin is the golden's in both runs.
-    EXPECT_LE(other_tokens, positions - decided);
   }
 }
 

@@ -38,7 +38,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       unanswered &= unanswered - 1;
       inbox.grant(slot);
     }
-    size_t piece = std::min<size_t>(size, size_t{control & 0x7fu} + 1);
+    // 127: all that is left, so that one read can take several frames.
+    const size_t asked = size_t{control & 0x7fu} + 1;
+    size_t piece = asked == 0x80 ? size : std::min(size, asked);
     StreamParser::Buffers buffers;
     const size_t count = parser.buffers(buffers);
     VOLLEY_CHECK(count > 0);

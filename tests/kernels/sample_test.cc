@@ -269,7 +269,7 @@ TEST(Sample, HasTheBitsOfThePlainVersion) {
 
 TEST(Sample, DrawsFromTheFilteredDistribution) {
   const std::vector<float> small = random_logits(1, 12, 2.0f);
-  const std::vector<float> large = random_logits(2, 1000, 5.0f);  // Beyond the first sorted step.
+  const std::vector<float> large = random_logits(2, 1000, 5.0f);  // More than are sorted at once.
   for (const auto& logits : {small, large}) {
     expect_distribution(logits, {.seed = 1});
     expect_distribution(logits, {.temperature = 0.5f, .seed = 2});

@@ -132,8 +132,10 @@ class FakeDevice final : public Device {
   FakeDevice(std::shared_ptr<Net> net, const FakeDeviceOptions& options);
   ~FakeDevice() override;
   const DeviceAttributes& attributes() const override { return attributes_; }
+  Result<std::unique_ptr<ProtectionDomain>> create_protection_domain() override;
   Result<std::unique_ptr<MemoryRegion>> register_memory(std::span<std::byte> memory,
-                                                        bool remote_write) override;
+                                                        bool remote_write,
+                                                        ProtectionDomain* domain) override;
   Result<std::unique_ptr<CompletionQueue>> create_completion_queue(uint32_t depth) override;
   Result<std::unique_ptr<SharedReceiveQueue>> create_shared_receive_queue(uint32_t depth) override;
   Result<std::unique_ptr<QueuePair>> create_queue_pair(const QueuePairOptions& options,
@@ -171,7 +173,8 @@ class FakeDevice final : public Device {
 
 class FakeRegion final : public MemoryRegion {
  public:
-  FakeRegion(FakeDevice& device, std::span<std::byte> memory, bool remote_write);
+  FakeRegion(FakeDevice& device, std::span<std::byte> memory, bool remote_write,
+             const ProtectionDomain* domain);
   ~FakeRegion() override;
   uint32_t lkey() const override { return lkey_; }
   uint32_t rkey() const override { return rkey_; }
@@ -183,6 +186,7 @@ class FakeRegion final : public MemoryRegion {
 
   FakeDevice& device;
   const bool remote_write;
+  const ProtectionDomain* const domain;
 
  private:
   std::span<std::byte> memory_;
@@ -258,6 +262,7 @@ class FakeQueuePair final : public QueuePair {
   bool uses(const FakeCompletionQueue& completions) const { return &completions == &completions_; }
 
   FakeDevice& device;
+  const ProtectionDomain* const domain;
   static constexpr size_t kInactive = ~size_t{0};
   size_t active_position = kInactive;  ///< Owned by Net.
 
@@ -460,8 +465,15 @@ std::optional<AsyncEvent> FakeDevice::next_event() {
   return event;
 }
 
+Result<std::unique_ptr<ProtectionDomain>> FakeDevice::create_protection_domain() {
+  const std::lock_guard lock(net->mutex);
+  VOLLEY_RETURN_IF_ERROR(alive());
+  return std::make_unique<ProtectionDomain>();
+}
+
 Result<std::unique_ptr<MemoryRegion>> FakeDevice::register_memory(std::span<std::byte> memory,
-                                                                  bool remote_write) {
+                                                                  bool remote_write,
+                                                                  ProtectionDomain* domain) {
   const std::lock_guard lock(net->mutex);
   VOLLEY_RETURN_IF_ERROR(alive());
   if (memory.empty()) return invalid_argument("{}: a region of 0 bytes", attributes_.name);
@@ -471,7 +483,7 @@ Result<std::unique_ptr<MemoryRegion>> FakeDevice::register_memory(std::span<std:
         "or open the device with more",
         attributes_.name, memory.size(), registered_bytes, attributes_.registration_max);
   }
-  return std::make_unique<FakeRegion>(*this, memory, remote_write);
+  return std::make_unique<FakeRegion>(*this, memory, remote_write, domain);
 }
 
 Result<std::unique_ptr<CompletionQueue>> FakeDevice::create_completion_queue(uint32_t depth) {
@@ -515,8 +527,9 @@ Result<std::unique_ptr<QueuePair>> FakeDevice::create_queue_pair(const QueuePair
   return std::make_unique<FakeQueuePair>(*this, options, inline_bytes, queue, shared);
 }
 
-FakeRegion::FakeRegion(FakeDevice& made_by, std::span<std::byte> memory, bool is_remote_write)
-    : device(made_by), remote_write(is_remote_write), memory_(memory) {
+FakeRegion::FakeRegion(FakeDevice& made_by, std::span<std::byte> memory, bool is_remote_write,
+                       const ProtectionDomain* of_domain)
+    : device(made_by), remote_write(is_remote_write), domain(of_domain), memory_(memory) {
   Net& net = *device.net;
   const auto index = static_cast<uint32_t>(net.regions.size());
   net.regions.push_back(this);
@@ -618,7 +631,7 @@ void FakeCompletionQueue::push(const Entry& entry) {
   if (count_ == ring_.size()) {
     overrun_ = true;
     disarm();
-    device.raise(AsyncEventKind::kCompletionQueueError);
+    device.raise(AsyncEventKind::kQueueError);
     for (FakeQueuePair* queue_pair : device.net->queue_pairs) {
       if (queue_pair->uses(*this)) queue_pair->flush();
     }
@@ -659,6 +672,7 @@ FakeQueuePair::FakeQueuePair(FakeDevice& made_by, const QueuePairOptions& option
                              uint32_t inline_bytes, FakeCompletionQueue& completions,
                              FakeSharedReceiveQueue* receives)
     : device(made_by),
+      domain(options.domain),
       completions_(completions),
       receives_(receives),
       inline_bytes_(inline_bytes),
@@ -951,15 +965,17 @@ bool FakeQueuePair::local_memory_allows(const WriteRequest& request) const {
   if (request.bytes > kMessageBytesMax) return false;
   if (request.inlined || request.bytes == 0) return true;
   const FakeRegion* region = device.net->region(request.lkey);
-  return region != nullptr && &region->device == &device && region->lkey() == request.lkey &&
+  return region != nullptr && &region->device == &device && region->domain == domain &&
+         region->lkey() == request.lkey &&
          region->covers(reinterpret_cast<uintptr_t>(request.local), request.bytes);
 }
 
 bool FakeQueuePair::remote_memory_allows(const WriteRequest& request,
                                          const FakeQueuePair& peer) const {
   const FakeRegion* region = device.net->region(request.rkey);
-  return region != nullptr && &region->device == &peer.device && region->rkey() == request.rkey &&
-         region->remote_write && region->covers(request.remote_address, request.bytes);
+  return region != nullptr && &region->device == &peer.device && region->domain == peer.domain &&
+         region->rkey() == request.rkey && region->remote_write &&
+         region->covers(request.remote_address, request.bytes);
 }
 
 }  // namespace fake

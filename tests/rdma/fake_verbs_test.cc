@@ -38,7 +38,7 @@ using enum CompletionStatus;
 
 class FakeVerbs : public ::testing::Test {
  protected:
-  void SetUp() override { connect(*to_b, *to_a, {.retries = 2}); }
+  void SetUp() override { connect(*to_b, *to_a, {.retries = 2, .receiver_not_ready_retries = 7}); }
   void post_receives(uint32_t count) { ASSERT_TRUE(b.receives->post(count).ok()); }
 
   FakeNetwork network{kManual};
@@ -426,7 +426,7 @@ TEST(FakeVerbsQueues, AnOverrunCompletionQueueIsLostForEver) {
   }
   EXPECT_EQ(a.completions->arm().code(), StatusCode::kInternal);
   EXPECT_TRUE(readable(a.device->async_fd()));
-  EXPECT_EQ(a.device->next_event()->kind, AsyncEventKind::kCompletionQueueError);
+  EXPECT_EQ(a.device->next_event()->kind, AsyncEventKind::kQueueError);
   ASSERT_TRUE(post(*other, write(b, a, 8, 7)).ok());
   network.drain();
   EXPECT_EQ(brief(b.poll()), (Brief{{7, kRetryExceeded}})) << "its queue pairs broke";
@@ -662,7 +662,7 @@ TEST(FakeVerbsSeeds, ABlockedRequestDoesNotHoldUpEarlierCompletions) {
     Node b(network, 2);
     auto one = a.queue_pair();
     auto other = b.queue_pair();
-    connect(*one, *other);
+    connect(*one, *other, {.receiver_not_ready_retries = 7});
     ASSERT_TRUE(b.receives->post(1).ok());
     for (uint32_t id = 0; id < 2; ++id) ASSERT_TRUE(post(*one, message(a, b, 8, id)).ok());
     network.drain();
@@ -816,6 +816,27 @@ TEST(FakeVerbsProgress, NodesMayRunOnThreadsOfTheirOwn) {
   std::thread thread([&] { run(b, a, *other, false); });
   run(a, b, *one, true);
   thread.join();
+}
+
+TEST_F(FakeVerbs, AQueuePairReachesTheRegionsOfItsDomainAlone) {
+  const auto domain = b.device->create_protection_domain().value();
+  const auto inside = b.device->register_memory(b.memory, true, domain.get()).value();
+  const auto sender = a.queue_pair();
+  const auto receiver =
+      b.device
+          ->create_queue_pair({.sends = 4, .inline_bytes = 0, .domain = domain.get()},
+                              *b.completions, b.receives.get())
+          .value();
+  connect(*sender, *receiver);
+  WriteRequest request = write(a, b, 64);
+  request.rkey = inside->rkey();
+  ASSERT_TRUE(post(*sender, request).ok());
+  network.drain();
+  EXPECT_EQ(a.poll().at(0).status, CompletionStatus::kOk);
+  request.rkey = b.region->rkey();  // Of the same memory, in the device's own domain.
+  ASSERT_TRUE(post(*sender, request).ok());
+  network.drain();
+  EXPECT_EQ(a.poll().at(0).status, CompletionStatus::kRemoteAccess);
 }
 
 }  // namespace

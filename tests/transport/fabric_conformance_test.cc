@@ -1,7 +1,8 @@
 // Goal: every backend keeps the contract of volley/transport/fabric.h, bare and under the fault
 // decorator; `rdma` over verbs in memory, and over the ports that VOLLEY_TEST_RDMA_DEVICES names
-// ("rxe0,rxe1": connecting nodes use the first, listening ones the second). Method: nodes of one process over real memory and loopback sockets, mostly driven by
-// one thread, so that a test decides who acts when; content is compared by digest.
+// ("rxe0,rxe1": connecting nodes use the first, listening ones the second). Method: nodes of one
+// process over real memory and loopback sockets, mostly driven by one thread, so that a test
+// decides who acts when; content is compared by digest.
 
 #include <absl/strings/str_split.h>
 #include <sys/mman.h>
@@ -210,6 +211,31 @@ TEST_P(FabricConformance, RefusesAnotherWireVersionWithTheReason) {
   }
 }
 
+// A stranger without a key must not have the engine thread for itself.
+TEST_P(FabricConformance, AFloodFromARefusedCallerStopsNobody) {
+  if (!is_remote()) GTEST_SKIP() << "packets of these backends have a bounded size and count";
+  open();
+  const auto address = parse_tcp_address(expert.fabric->address(), false);
+  ASSERT_TRUE(address.ok());
+  const UniqueFd socket(::socket(AF_INET, SOCK_STREAM, 0));
+  ASSERT_EQ(::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address->storage),
+                      address->length),
+            0);
+  std::jthread flood([&socket](const std::stop_token& stop) {
+    const std::vector<std::byte> zeros(64 << 10);
+    while (!stop.stop_requested() &&
+           ::send(socket.get(), zeros.data(), zeros.size(), MSG_NOSIGNAL | MSG_DONTWAIT) != 0) {
+    }
+  });
+  for (uint64_t i = 1; i <= 200 && !HasFailure(); ++i) {
+    const Nanos start = monotonic_now();
+    expert.poll();
+    // It is 0 but for preemption: a loop until the flood ends would take for ever.
+    EXPECT_LT(monotonic_now() - start, kSecond);
+  }
+  exchange(0, 1, 5, 10);
+}
+
 TEST_P(FabricConformance, RefusesMoreLinksThanItHasMemoryFor) {
   FabricOptions few = node_options("expert-0", listen());
   few.links_max = 1;
@@ -340,7 +366,8 @@ TEST_P(FabricConformance, JoinsManyNodesWithManyNodes) {
 TEST_P(FabricConformance, SharedMemoryIsSharedAndNothingIsCopied) {
   open();
   exchange(2, 1, 5, 10);
-  if (is_backend("tcp")) return;  // Small payloads are read along with their header and then copied.
+  if (is_backend("tcp"))
+    return;  // Small payloads are read along with their header and then copied.
   EXPECT_EQ(attention.fabric->counters().bytes_copied, 0u);
   EXPECT_EQ(expert.fabric->counters().bytes_copied, 0u);
   if (is_remote()) return;

@@ -16,7 +16,8 @@ struct Traffic {
   uint64_t messages_sent = 0, messages_received = 0;
   uint64_t bytes_sent = 0, bytes_received = 0;
   /// Bytes that this node's messages would have had more if each row went once to every expert that
-  /// is to compute it, in place of once to the expert's node. Only dispatches save.
+  /// is to compute it, in place of once to the expert's node, as rows of the model's dtype. Only
+  /// dispatches save.
   uint64_t saved_sharing_bytes = 0;
   /// Bytes by which the rows sent are smaller than rows of the model's dtype.
   uint64_t saved_fp8_bytes = 0;

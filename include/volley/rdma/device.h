@@ -66,8 +66,4 @@ int pci_distance(const std::string& path, const std::string& other);
 /// (the device cannot be opened).
 Result<std::shared_ptr<Device>> open_device(const PortSelector& selector);
 
-/// Whether `bytes` may be locked in memory by this process. Errors: kResourceExhausted, with the
-/// limit and the command that raises it. Processes with CAP_IPC_LOCK have no limit.
-Status check_locked_memory(uint64_t bytes);
-
 }  // namespace volley::rdma

@@ -6,7 +6,7 @@
 //
 // Ownership: every object must die before the Device that made it, and a queue pair before the
 // queues it was made with. Threads: objects may be used by one thread at a time each; register and
-// create calls of one device by one thread at a time. Nothing here blocks.
+// create calls of one device by one thread at a time. Nothing here blocks but connect().
 
 #include <array>
 #include <cstddef>
@@ -49,8 +49,8 @@ struct DeviceAttributes {
   uint16_t mtu = 0;
   int gid_index = 0;
   std::array<uint8_t, 16> gid{};
-  std::string interface{};  ///< Network interface of the GID, "eth2"; "" where there is none.
-  double rate_gbps = 0;  ///< Signalling rate of the port; 0 when unknown.
+  std::string interface {};  ///< Network interface of the GID, "eth2"; "" where there is none.
+  double rate_gbps = 0;      ///< Signalling rate of the port; 0 when unknown.
   uint32_t completion_depth_max = 0;
   uint32_t shared_receives_max = 0;
   uint32_t sends_max = 0;  ///< Work requests of one queue pair.
@@ -75,6 +75,13 @@ struct Completion {
   uint32_t queue_pair = 0;  ///< The local queue pair's number.
   uint32_t immediate = 0;   ///< When `received` and kOk; host order.
   uint32_t vendor_error = 0;
+};
+
+/// Separates what shares a device: a queue pair reaches, and lets its peer reach, the regions of
+/// its own domain alone. Must outlive them.
+class ProtectionDomain {
+ public:
+  virtual ~ProtectionDomain() = default;
 };
 
 /// Memory that a device may read and a peer that knows `rkey` may write.
@@ -125,13 +132,15 @@ struct ConnectionOptions {
   uint8_t hop_limit = 64;
   uint8_t ack_timeout = 12;  ///< 4.096 us * 2^x until a packet is sent again, 1 to 31.
   uint8_t retries = 6;       ///< 0 to 6. Soft-RoCE takes 7 as "for ever".
-  uint8_t receiver_not_ready_retries = 7;  ///< 7: for ever.
-  uint8_t receiver_not_ready_timer = 8;    ///< IBTA code; 8 is 0.16 ms.
+  /// 7: for ever. Fewer, because queues deep enough make a lack of receives a failure.
+  uint8_t receiver_not_ready_retries = 6;
+  uint8_t receiver_not_ready_timer = 20;  ///< IBTA code; 20 is 10 ms.
 };
 
 struct QueuePairOptions {
-  uint32_t sends = 0;         ///< Work requests that can be outstanding.
-  uint32_t inline_bytes = 0;  ///< Asked for; inline_bytes() says what was given.
+  uint32_t sends = 0;                  ///< Work requests that can be outstanding.
+  uint32_t inline_bytes = 0;           ///< Asked for; inline_bytes() says what was given.
+  ProtectionDomain* domain = nullptr;  ///< Null: the device's own.
 };
 
 class QueuePair {
@@ -140,8 +149,9 @@ class QueuePair {
   /// Of this end; queue_pair, packet_sequence and the port's addresses.
   virtual const Endpoint& endpoint() const = 0;
   virtual uint32_t inline_bytes() const = 0;
-  /// Makes it ready to send and to receive. Errors: kFailedPrecondition (link layers differ),
-  /// kUnavailable (no route), kInternal.
+  /// Makes it ready to send and to receive. May take as long as the kernel needs to find the peer's
+  /// hardware address: a second where nobody answers. Errors: kFailedPrecondition (link layers
+  /// differ), kUnavailable (no route), kInternal.
   virtual Status connect(const Endpoint& peer, const ConnectionOptions& options) = 0;
   /// Hands over all requests with one doorbell, or a prefix of them. A request that was not taken
   /// was not started. Errors: kResourceExhausted (queue full), kInternal.
@@ -157,7 +167,7 @@ enum class AsyncEventKind : uint8_t {
   kPortDown,
   kPortUp,
   kDeviceFatal,
-  kCompletionQueueError,
+  kQueueError,  ///< A completion queue or shared receive queue is broken.
   kOther,
 };
 struct AsyncEvent {
@@ -171,10 +181,12 @@ class Device {
   virtual ~Device() = default;
   virtual const DeviceAttributes& attributes() const = 0;
 
-  /// Local read and write; remote write when `remote_write`. Errors: kResourceExhausted (says which
-  /// limit, and what to do), kInvalidArgument.
-  virtual Result<std::unique_ptr<MemoryRegion>> register_memory(std::span<std::byte> memory,
-                                                                bool remote_write) = 0;
+  /// Errors: kResourceExhausted.
+  virtual Result<std::unique_ptr<ProtectionDomain>> create_protection_domain() = 0;
+  /// Local read and write; remote write when `remote_write`. Null: the device's own domain. Errors:
+  /// kResourceExhausted (says which limit, and what to do), kInvalidArgument.
+  virtual Result<std::unique_ptr<MemoryRegion>> register_memory(
+      std::span<std::byte> memory, bool remote_write, ProtectionDomain* domain = nullptr) = 0;
   /// Errors: kInvalidArgument (deeper than the device allows), kResourceExhausted.
   virtual Result<std::unique_ptr<CompletionQueue>> create_completion_queue(uint32_t depth) = 0;
   virtual Result<std::unique_ptr<SharedReceiveQueue>> create_shared_receive_queue(
