@@ -777,7 +777,7 @@ TEST(FakeVerbsProgress, NodesMayRunOnThreadsOfTheirOwn) {
   Node b(network, 2);
   auto one = a.queue_pair();
   auto other = b.queue_pair();
-  connect(*one, *other);
+  connect(*one, *other, {.receiver_not_ready_retries = 7});
   // Each waits for the other's message, checks it, and answers.
   const auto run = [](Node& self, Node& peer, QueuePair& queue_pair, bool first) {
     std::array<Completion, 8> polled;
