@@ -100,7 +100,7 @@ class Model {
     one = End{.node = rng_.below(kNodes), .queue_pair = {}, .sent = {}};
     other = End{.node = rng_.below(kNodes), .queue_pair = {}, .sent = {}};
     for (End* end : {&one, &other}) end->queue_pair = nodes_[end->node]->queue_pair(kSends);
-    connect(*one.queue_pair, *other.queue_pair);
+    connect(*one.queue_pair, *other.queue_pair, {.receiver_not_ready_retries = 7});
     hurt_[link] = cut_[one.node][other.node];
   }
 
