@@ -601,18 +601,8 @@ Result<std::unique_ptr<AttentionEngine>> AttentionEngine::create(
     return invalid_argument("micro_batches is {}, the link geometry has {}", options.micro_batches,
                             options.geometry.micro_batches);
   }
-  const uint32_t row_bytes = dispatch_row_bytes(spec.hidden, options.dtype, options.fp8_dispatch);
-  if (options.geometry.dispatch.row_bytes != row_bytes) {
-    return invalid_argument("rows of dispatches have {} bytes, in the link geometry {}", row_bytes,
-                            options.geometry.dispatch.row_bytes);
-  }
-  const uint32_t answer_bytes = dispatch_row_bytes(spec.hidden, options.dtype, false);
-  if (options.geometry.answer.row_bytes != answer_bytes || row_bytes > answer_bytes) {
-    return invalid_argument(
-        "rows of answers have {} bytes, in the link geometry {}, and those of dispatches, {}, must "
-        "not be larger",
-        answer_bytes, options.geometry.answer.row_bytes, row_bytes);
-  }
+  VOLLEY_RETURN_IF_ERROR(
+      check_row_bytes(options.geometry, spec.hidden, options.dtype, options.fp8_dispatch));
   if (options.tokens_per_step_max == 0 || options.sequences_max == 0 || options.threads == 0) {
     return invalid_argument(
         "tokens_per_step_max ({}), sequences_max ({}) and threads ({}) must not be 0",

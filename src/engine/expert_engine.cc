@@ -477,18 +477,8 @@ struct ExpertEngine::Impl final : EngineLoop {
 Result<std::unique_ptr<ExpertEngine>> ExpertEngine::create(
     const ExpertEngineOptions& options, const model::ModelSpec& spec, model::ExpertWeights weights,
     const kernels::CpuKernels& kernels, std::unique_ptr<transport::Fabric> fabric) {
-  const uint32_t row_bytes = dispatch_row_bytes(spec.hidden, options.dtype, options.fp8_dispatch);
-  if (options.geometry.dispatch.row_bytes != row_bytes) {
-    return invalid_argument("rows of dispatches have {} bytes, in the link geometry {}", row_bytes,
-                            options.geometry.dispatch.row_bytes);
-  }
-  const uint32_t answer_bytes = dispatch_row_bytes(spec.hidden, options.dtype, false);
-  if (options.geometry.answer.row_bytes != answer_bytes || row_bytes > answer_bytes) {
-    return invalid_argument(
-        "rows of answers have {} bytes, in the link geometry {}, and those of dispatches, {}, must "
-        "not be larger",
-        answer_bytes, options.geometry.answer.row_bytes, row_bytes);
-  }
+  VOLLEY_RETURN_IF_ERROR(
+      check_row_bytes(options.geometry, spec.hidden, options.dtype, options.fp8_dispatch));
   if (options.threads == 0 || options.links_max == 0) {
     return invalid_argument("threads ({}) and links_max ({}) must not be 0", options.threads,
                             options.links_max);

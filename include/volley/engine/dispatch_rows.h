@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kernels/common/types.h"
+#include "volley/base/status.h"
 #include "volley/protocol/wire.h"
 
 namespace volley::engine {
@@ -23,6 +24,21 @@ inline protocol::RowDType dispatch_dtype(kernels::DType dtype, bool fp8) {
 inline uint32_t dispatch_row_bytes(uint32_t width, kernels::DType dtype, bool fp8) {
   return fp8 ? protocol::e4m3_row_bytes(width)
              : static_cast<uint32_t>(width * kernels::dtype_bytes(dtype));
+}
+
+/// Fails unless a link of `geometry` carries the rows of such a cluster: dispatches never have
+/// larger rows than answers. Errors: kInvalidArgument.
+inline Status check_row_bytes(const protocol::LinkGeometry& geometry, uint32_t width,
+                              kernels::DType dtype, bool fp8) {
+  const uint32_t dispatch = dispatch_row_bytes(width, dtype, fp8);
+  const uint32_t answer = dispatch_row_bytes(width, dtype, false);
+  if (geometry.dispatch.row_bytes == dispatch && geometry.answer.row_bytes == answer &&
+      dispatch <= answer) {
+    return ok_status();
+  }
+  return invalid_argument(
+      "rows of dispatches have {} bytes and those of answers {}, in the link geometry {} and {}",
+      dispatch, answer, geometry.dispatch.row_bytes, geometry.answer.row_bytes);
 }
 
 }  // namespace volley::engine
