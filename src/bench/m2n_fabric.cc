@@ -40,6 +40,8 @@ class FabricEndpoint final : public M2nEndpoint {
     options.layers = 1;
     options.dtype = kDtypeBf16;
     options.key = kKey;
+    // Peers share processors here: an acknowledgement that is late, 0.5 s, is not lost.
+    options.rdma.data.ack_timeout = options.rdma.control.ack_timeout = 17;
     if (!sends) options.listen = fabric == "tcp" || fabric == "rdma" ? "127.0.0.1:0" : "auto";
     options.rdma.ports = {m2n_rdma_port(run.options, sends)};
     options.rdma.queue_pairs = run.options.queue_pairs;

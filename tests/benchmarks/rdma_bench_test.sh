@@ -13,6 +13,6 @@ if m2n --rdma-ports rxe7 2>"$TMPDIR/refusal"; then exit 1; fi
 grep 'rxe7' "$TMPDIR/refusal" | grep 'rxe0:1'
 
 for wait in yield event; do
-  "$root/benchmarks/rdma_compare/compare.py" --binaries "$BUILD/bin" --wait $wait --rounds 1 --run-ms 10 --sizes 64,65536
+  "$root/benchmarks/rdma_compare/compare.py" --binaries "$BUILD/bin" --wait $wait --rounds 1 --run-ms 10 --sizes 64,4096
   [ "$(grep -c '"size_bytes"' "$RESULTS/rdma.json")" = 4 ]
 done

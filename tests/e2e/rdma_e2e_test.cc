@@ -45,7 +45,7 @@ ClusterOptions options() {
   if (over_rdma()) {
     const std::string devices = from_environment("VOLLEY_TEST_RDMA_DEVICES");
     options.transport += fmt::format(
-        "  rdma:\n    ports: [{{device: {}}}]\n    queue_pairs: 2\n    ack_timeout_us: 100000\n",
+        "  rdma:\n    ports: [{{device: {}}}]\n    queue_pairs: 2\n    ack_timeout_us: 500000\n",
         devices.substr(0, devices.find(',')));
   }
   return options;

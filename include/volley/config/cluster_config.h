@@ -35,7 +35,7 @@ struct RdmaConfig {
   uint32_t traffic_class = 0;
   uint32_t control_service_level = 0;
   uint32_t control_traffic_class = 0;
-  uint32_t ack_timeout_us = 16'777;
+  uint32_t ack_timeout_us = 67'108;
   uint32_t retries = 6;
 };
 

@@ -130,7 +130,9 @@ struct ConnectionOptions {
   uint8_t service_level = 0;  ///< InfiniBand SL; on RoCE the priority where the fabric maps it.
   uint8_t traffic_class = 0;  ///< RoCE v2: DSCP << 2 and ECN.
   uint8_t hop_limit = 64;
-  uint8_t ack_timeout = 12;  ///< 4.096 us * 2^x until a packet is sent again, 1 to 31.
+  /// 4.096 us * 2^x until a packet is sent again, 1 to 31; 14 is 67 ms. Shorter than a busy peer's
+  /// card, or Soft-RoCE's threads, take to answer, it only adds load.
+  uint8_t ack_timeout = 14;
   uint8_t retries = 6;       ///< 0 to 6. Soft-RoCE takes 7 as "for ever".
   /// 7: for ever. Fewer, because queues deep enough make a lack of receives a failure.
   uint8_t receiver_not_ready_retries = 6;
