@@ -12,6 +12,8 @@ m2n --bytes 64KB --pattern one-way
 if m2n --rdma-ports rxe7 2>"$TMPDIR/refusal"; then exit 1; fi
 grep 'rxe7' "$TMPDIR/refusal" | grep 'rxe0:1'
 
+# The comparison is a Python program; tests need no Python, so it is tried where there is one.
+command -v python3 >/dev/null || { echo "no python3: the comparison was not tried"; exit 0; }
 for wait in yield event; do
   "$root/benchmarks/rdma_compare/compare.py" --binaries "$BUILD/bin" --wait $wait --rounds 1 --run-ms 10 --sizes 64,4096
   [ "$(grep -c '"size_bytes"' "$RESULTS/rdma.json")" = 4 ]
