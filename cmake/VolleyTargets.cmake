@@ -4,7 +4,7 @@
 # and the contracts in include/, and nothing else: a wrong edge stops the configuration.
 #   layer 0  base
 #   layer 1  config cache protocol kernels proto rdma gpu
-#   layer 2  transport model tokenizer scheduler rpc
+#   layer 2  transport model tokenizer scheduler perf rpc
 #   layer 3  engine control frontend planner
 #   layer 4  daemon bench
 #   layer 5  cli
