@@ -40,7 +40,7 @@ struct LinkCore {
   Inbox inbox;
 };
 
-/// Bytes of the entries and rows that a header announces, never more than the layout holds: a
+/// Bytes of the entries (with their weights) and rows that a header announces, never more than the layout holds: a
 /// header that does not fit is for the receiver to refuse, and must not make us read beyond the
 /// slot.
 struct MessageSizes {
@@ -50,7 +50,7 @@ struct MessageSizes {
 inline MessageSizes message_sizes(const protocol::MessageHeader& header,
                                   const protocol::SlotLayout& layout) {
   return {
-      .entries = size_t{std::min(header.entry_count, layout.entries_max)} * sizeof(protocol::Entry),
+      .entries = layout.entries_bytes(std::min(header.entry_count, layout.entries_max)),
       .rows = size_t{std::min(header.row_count, layout.rows_max)} * layout.row_bytes};
 }
 

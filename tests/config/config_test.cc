@@ -67,6 +67,22 @@ TEST(ClusterConfig, DispatchesMayBeFp8) {
   }
 }
 
+TEST(ClusterConfig, ExpertNodesMaySum) {
+  EXPECT_FALSE(parse_cluster_config(kGood, "c.yaml")->transport.pre_reduce);
+  for (const bool sums : {false, true}) {
+    std::string text = kGood;
+    text.replace(text.find("micro_batches: 3"), 16,
+                 sums ? "combine: pre_reduce" : "combine: exact");
+    const auto config = parse_cluster_config(text, "c.yaml");
+    ASSERT_TRUE(config.ok()) << config.status();
+    EXPECT_EQ(config->transport.pre_reduce, sums);
+  }
+  std::string text = kGood;
+  text.replace(text.find("micro_batches: 3"), 16, "combine: fast");
+  EXPECT_NE(message_of(parse_cluster_config(text, "c.yaml").status()).find("pre_reduce"),
+            std::string::npos);
+}
+
 TEST(ClusterConfig, CoresAreAListOrText) {
   struct Case {
     const char* text;
