@@ -76,12 +76,10 @@ Result<NodeSetup> set_up_node(const config::ClusterConfig& config) {
   setup.dtype = config.model.dtype == "f32" ? kernels::DType::kF32 : kernels::DType::kBf16;
   const model::ModelSpec& spec = setup.checkpoint.spec;
   setup.fp8_dispatch = config.transport.fp8_dispatch;
-  setup.geometry = engine::AttentionEngine::geometry(spec, config.transport.micro_batches,
-                                                     config.transport.slot_rows, setup.dtype,
-                                                     setup.fp8_dispatch,
-                                                     config.transport.pre_reduce
-                                                         ? protocol::Combine::kPreReduce
-                                                         : protocol::Combine::kExact);
+  setup.geometry = engine::AttentionEngine::geometry(
+      spec, config.transport.micro_batches, config.transport.slot_rows, setup.dtype,
+      setup.fp8_dispatch,
+      config.transport.pre_reduce ? protocol::Combine::kPreReduce : protocol::Combine::kExact);
   if (setup.geometry.dispatch.row_bytes > setup.geometry.answer.row_bytes) {
     return invalid_argument(
         "{}: transport.dispatch_dtype: a row of {} elements has {} bytes in fp8_e4m3, in {} only "
@@ -101,11 +99,10 @@ Result<NodeSetup> set_up_node(const config::ClusterConfig& config) {
   // not part of it; the compiler and its math library are, and the versions of the contracts: of
   // the sums (pairs), of the draw (sample), by which a request goes on at another node, and of the
   // rows of fp8 dispatches and of the sums that expert nodes make, where there are any.
-  setup.numerics_fingerprint =
-      fmt::format("cpu/pairs-1/sample-2/{}{}{}/tp1/{}/libc-{}", kernels::dtype_name(setup.dtype),
-                  setup.fp8_dispatch ? "/dispatch-e4m3-1" : "",
-                  config.transport.pre_reduce ? "/pre-reduce-1" : "", __VERSION__,
-                  ::gnu_get_libc_version());
+  setup.numerics_fingerprint = fmt::format(
+      "cpu/pairs-1/sample-2/{}{}{}/tp1/{}/libc-{}", kernels::dtype_name(setup.dtype),
+      setup.fp8_dispatch ? "/dispatch-e4m3-1" : "",
+      config.transport.pre_reduce ? "/pre-reduce-1" : "", __VERSION__, ::gnu_get_libc_version());
   return setup;
 }
 

@@ -30,6 +30,10 @@ constexpr const char* kCases[] = {"plain",   "odd",   "tied_f16", "sharded",
 // between a token and its logits; the order of summation is all that may differ.
 constexpr double kF32Tolerance = 1e-4;
 
+// Of the same range, between two f32 runs of ours that add up a token's answers otherwise: in each
+// layer some roundings among the thousand are others, and a router may turn each into ten.
+constexpr double kF32SumTolerance = 1e-5;
+
 // The bound on the error of a gap, in the standard deviations that bf16 is expected to cause there.
 // About 190,000 gaps are compared; among as many normal numbers the largest is expected at 4.5, and
 // the chance that one exceeds 5 is 10 %. The runs are deterministic: they pass always or never.
@@ -38,8 +42,6 @@ constexpr double kSigmas = 5;
 
 // The share of all positions whose margins must exceed the bounds.
 constexpr double kDecidedShare = 0.95;
-// With one rounding more, of the sums that expert nodes make.
-constexpr double kPreReduceDecidedShare = 0.9;
 
 // The same with fp8 dispatches, whose roundings are sixteen times as large. About 290,000 gaps are
 // compared; each is divided by a deviation that 64 runs have
@@ -309,7 +311,7 @@ TEST_P(Parity, PreReducedF32IsWithinTheOrderOfSummation) {
       const ModelRunner::Trace terms = run_at_once(exact, prompt);
       EXPECT_EQ(sums.experts, terms.experts);
       const double error = largest_difference(sums.logits, terms.logits) / range_of(prompt.logits);
-      EXPECT_LE(error, kF32Tolerance);
+      EXPECT_LE(error, kF32SumTolerance);
       worst = std::max(worst, error);
       // All of a row's experts lie on the one node: the same sum, which f32 does not round again.
       if (nodes == 1) {
@@ -340,7 +342,7 @@ TEST(ParityPreReduce, Bf16IsWithinItsRoundingsAndNearlyAllTokensAreDecided) {
       positions += report.positions;
     }
   }
-  EXPECT_GE(static_cast<double>(decided), kPreReduceDecidedShare * static_cast<double>(positions));
+  EXPECT_GE(static_cast<double>(decided), kDecidedShare * static_cast<double>(positions));
 }
 
 // -------------------------------------------------------------------------------- fp8 dispatches

@@ -1,8 +1,8 @@
 #pragma once
 
-// How far a run with bf16 storage, fp8 dispatches or pre_reduce may be from an exact one: derived from the
-// number of roundings and their size, and from how much the model amplifies noise, which is
-// measured in f32. Nothing here runs in bf16 or fp8.
+// How far a run with bf16 storage, fp8 dispatches or pre_reduce may be from an exact one: derived
+// from the number of roundings and their size, and from how much the model amplifies noise, which
+// is measured in f32. Nothing here runs in bf16 or fp8.
 
 #include <vector>
 
