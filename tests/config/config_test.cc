@@ -124,9 +124,10 @@ TEST_P(ClusterConfigMistake, IsNamed) {
 INSTANTIATE_TEST_SUITE_P(
     Table, ClusterConfigMistake,
     testing::Values(
-        Mistake{"  fabric: tcp", "  fabirc: tcp",
-                "c.yaml:5: transport.fabirc: unknown key; known here: dispatch_dtype, fabric, "
-                "gather_window_us, link_timeout_ms, links_max, micro_batches, rdma, slot_rows"},
+        Mistake{
+            "  fabric: tcp", "  fabirc: tcp",
+            "c.yaml:5: transport.fabirc: unknown key; known here: combine, dispatch_dtype, fabric, "
+            "gather_window_us, link_timeout_ms, links_max, micro_batches, rdma, slot_rows"},
         Mistake{"  fabric: tcp", "  fabric: tcp\n  fabric: shm",
                 "c.yaml:6: transport.fabric: the key appears twice"},
         Mistake{"fabric: tcp", "fabric: udp",

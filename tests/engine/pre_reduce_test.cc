@@ -132,6 +132,25 @@ TEST(PreReduceFaults, DelayedAndRepeatedMessagesChangeNoBit) {
   expect_definition(options, runner);
 }
 
+/// The FFN of a cluster whose last pair of every run is not a number.
+void bad_ffn(const kernels::GroupedFfnArgs& args, ThreadPool& pool) {
+  kernels::select_cpu_kernels("auto").value()->grouped_ffn(args, pool);
+  *static_cast<uint16_t*>(args.output.back()) = 0x7fc0;
+}
+
+TEST(PreReduceFaults, AValueThatIsNotFiniteEndsTheSequenceWithInternal) {
+  kernels::CpuKernels bad = *kernels::select_cpu_kernels("auto").value();
+  bad.grouped_ffn = bad_ffn;
+  HarnessOptions options{.expert_nodes = 2, .kernels = &bad};
+  options.combine = Combine::kPreReduce;
+  ClusterHarness cluster(options, random_moe());
+  Stream stream;
+  cluster.submit(0, requests()[0], stream);
+  ASSERT_TRUE(stream.wait());
+  EXPECT_EQ(stream.status.code(), StatusCode::kInternal);
+  EXPECT_NE(message_of(stream.status).find("not finite"), std::string::npos) << stream.status;
+}
+
 // What is kept of the exact mode, and what is not.
 TEST(PreReduceBits, AreThoseOfTheExactModeForOneExpertNodeInF32AndNotOtherwise) {
   for (const kernels::DType dtype : {kernels::DType::kBf16, kernels::DType::kF32}) {
