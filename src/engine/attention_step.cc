@@ -245,7 +245,10 @@ void AttentionStep::write_weights(uint32_t micro_batch, uint32_t layer,
   for (size_t i = 0; i < entries.size(); ++i) {
     const size_t first = size_t{rows[entries[i].row]} * top_k;
     size_t j = first;
-    while (batch.expert[j] != entries[i].expert) VOLLEY_CHECK(++j < first + top_k);
+    while (batch.expert[j] != entries[i].expert) {
+      ++j;
+      VOLLEY_CHECK(j < first + top_k);
+    }
     out[i] = batch.weight[j];
   }
 }
