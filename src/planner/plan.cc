@@ -113,6 +113,11 @@ perf::ExpertMemory RooflineNodes::expert_memory(const perf::NodeShape& node, dou
   return perf::expert_memory(model_, node, experts_held, attention_nodes, micro_batches, rows);
 }
 
+double RooflineNodes::expert_sum_time(const perf::NodeShape& node, double rows) const {
+  return perf::all_reduce_time(node.device, node.tp,
+                               rows * model_.hidden * perf::bytes_of(perf::NumberFormat::kBf16));
+}
+
 double device_kv_bytes(const perf::ModelShape& model, uint32_t tp, double tokens) {
   double bytes = 0;
   for (const perf::LayerGroup& group : model.layers) {
@@ -286,12 +291,13 @@ LayerTimes PlanModel::layer_times(const Plan& plan, const Deviations& deviations
     case Layout::kDisaggregated:
       add_transfers(plan, load, times);
       break;
-    case Layout::kTp:  // The sum over the slices is part of the expert time.
-      break;
+    case Layout::kTp:
     case Layout::kEp:
     case Layout::kTpEp: {
-      const double time = perf::all_reduce_time(planning_.devices[plan.expert.device],
-                                                plan.expert.nodes, plan.rows * row_bytes_);
+      const double held_rows = tokens * top_k_ / plan.expert.nodes;
+      times.expert -= nodes_.expert_sum_time(shape(plan.expert), held_rows * load);
+      const double time = perf::all_reduce_time(planning_.devices[plan.attention.device],
+                                                plan.attention.tp, plan.rows * row_bytes_);
       times.combine = {.total = time, .wire = time};
       break;
     }

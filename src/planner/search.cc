@@ -214,19 +214,23 @@ class PairSearch {
       if (tp > planning.devices[attention_device_].per_node || !model_.can_slice_attention(tp)) {
         continue;
       }
-      add_side(attention_, {.device = attention_device_, .tp = tp, .nodes = 1}, 1,
-               attention_device_);
+      add_side(attention_, {.device = attention_device_, .tp = tp, .nodes = 1}, 1);
     }
-    const bool dense = model_.experts() == 1;
     for (const uint32_t tp : space_.expert_tp) {
       if (tp > planning.devices[expert_device_].per_node || !model_.can_slice_experts(tp)) continue;
-      for (uint32_t replicas = 1; replicas <= (dense ? 1 : space_.replicas_max); ++replicas) {
-        // A dense FFN is one expert that any number of nodes hold.
-        const uint32_t copies = dense ? space_.gpus_max : replicas;
-        for (const uint32_t nodes : expert_node_counts(
-                 model_.experts(), copies, planning.spare_expert_node, space_.gpus_max / tp)) {
-          add_side(expert_, {.device = expert_device_, .tp = tp, .nodes = nodes},
-                   dense ? nodes : replicas, expert_device_);
+      const auto add = [&](uint32_t nodes, uint32_t replicas) {
+        add_side(expert_, {.device = expert_device_, .tp = tp, .nodes = nodes}, replicas);
+      };
+      const uint32_t nodes_max = space_.gpus_max / tp;
+      // A dense FFN is one expert that any number of nodes hold.
+      for (uint32_t nodes = 1; model_.experts() == 1 && nodes <= nodes_max; ++nodes) {
+        add(nodes, nodes);
+      }
+      for (uint32_t replicas = 1; model_.experts() > 1 && replicas <= space_.replicas_max;
+           ++replicas) {
+        for (const uint32_t nodes : expert_node_counts(model_.experts(), replicas,
+                                                       planning.spare_expert_node, nodes_max)) {
+          add(nodes, replicas);
         }
       }
     }
@@ -242,8 +246,8 @@ class PairSearch {
     }
   }
 
-  void add_side(std::vector<Side>& sides, const Pool& pool, uint32_t replicas, uint32_t device) {
-    const perf::Device& figures = model_.planning().devices[device];
+  void add_side(std::vector<Side>& sides, const Pool& pool, uint32_t replicas) {
+    const perf::Device& figures = model_.planning().devices[pool.device];
     Side side{.pool = pool,
               .replicas = replicas,
               .gpus = 1.0 * pool.nodes * pool.tp,

@@ -106,6 +106,9 @@ class NodeModel {
   virtual perf::ExpertMemory expert_memory(const perf::NodeShape& node, double experts_held,
                                            uint32_t attention_nodes, uint32_t micro_batches,
                                            double rows) const = 0;
+  /// Of expert_layer(): the time to sum `rows` rows over the devices of a node. A colocated layout
+  /// sums each token once, over all experts.
+  virtual double expert_sum_time(const perf::NodeShape&, double /*rows*/) const { return 0; }
 };
 
 class RooflineNodes final : public NodeModel {
@@ -117,6 +120,8 @@ class RooflineNodes final : public NodeModel {
   perf::ExpertMemory expert_memory(const perf::NodeShape& node, double experts_held,
                                    uint32_t attention_nodes, uint32_t micro_batches,
                                    double rows) const override;
+
+  double expert_sum_time(const perf::NodeShape& node, double rows) const override;
 
  private:
   const perf::ModelShape model_;
