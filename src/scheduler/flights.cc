@@ -31,16 +31,19 @@ void Flight::launch(const MessageHeader& common) {
   VOLLEY_CHECK(!outstanding);
   pairs.insert(pairs.end(), queued.begin(), queued.end());
   queued.clear();
-  std::sort(pairs.begin(), pairs.end());
+  // As route() queues them, unless a takeover has added some.
+  if (!std::ranges::is_sorted(pairs)) std::ranges::sort(pairs);
   rows.clear();
   entries.clear();
   for (const Pair& pair : pairs) {
     if (rows.empty() || rows.back() != pair.row) rows.push_back(pair.row);
     entries.push_back({.row = static_cast<uint32_t>(rows.size() - 1), .expert = pair.expert});
   }
-  std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
-    return std::pair(a.expert, a.row) < std::pair(b.expert, b.row);
-  });
+  const auto by_expert = [](const Entry& a, const Entry& b) {
+    return a.expert != b.expert ? a.expert < b.expert : a.row < b.row;
+  };
+  // They are where the node holds one expert.
+  if (!std::ranges::is_sorted(entries, by_expert)) std::ranges::sort(entries, by_expert);
   header = common;
   header.sequence = link->slots.post(slot);
   header.slot = static_cast<uint16_t>(slot);
@@ -114,8 +117,13 @@ Status Flights::assign(std::span<const Pair> pairs, Routes& routes, uint32_t lay
   }
   for (const Pair& pair : pairs) {
     ExpertLink& link = routes.choose_holder(layer, pair.expert);
-    Flight* flight = find(link.id, slot);
-    if (flight == nullptr) flight = &add(link, slot);
+    const uint32_t hint = link.flight_hint;
+    Flight* flight = hint < count_ ? &flights_[hint] : nullptr;
+    if (flight == nullptr || flight->link != &link || flight->slot != slot) {
+      flight = find(link.id, slot);
+      if (flight == nullptr) flight = &add(link, slot);
+      link.flight_hint = static_cast<uint32_t>(flight - flights_.data());
+    }
     flight->queued.push_back(pair);
   }
   return ok_status();
@@ -158,9 +166,11 @@ void Flights::note_answers(const Fragment& fragment, std::vector<AnswerRef>& ans
     for (uint32_t i = 0; i < flight.entries.size(); ++i) {
       const uint32_t row = flight.rows[flight.entries[i].row];
       const auto chosen = fragment.expert.subspan(size_t{row} * top_k, top_k);
-      const auto j = static_cast<size_t>(
-          std::find(chosen.begin(), chosen.end(), flight.entries[i].expert) - chosen.begin());
-      VOLLEY_CHECK(j < top_k);
+      const uint32_t expert = flight.entries[i].expert;
+      // Its place among the ascending ids, counted: nothing for a processor to guess wrong.
+      size_t j = 0;
+      for (const uint32_t each : chosen) j += each < expert ? 1 : 0;
+      VOLLEY_CHECK(j < top_k && chosen[j] == expert);
       AnswerRef& ref = answers[size_t{row - fragment.begin} * top_k + j];
       VOLLEY_CHECK(ref.index == AnswerRef::kNone);
       ref = {.link = flight.link->id, .slot = flight.slot, .index = i};
