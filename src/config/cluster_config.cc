@@ -2,12 +2,12 @@
 
 #include <cctype>
 #include <filesystem>
-#include <fstream>
 #include <set>
 #include <sstream>
 
 #include "volley/base/cores.h"
-#include "yaml_reader.h"
+#include "volley/config/text_file.h"
+#include "volley/config/yaml_reader.h"
 
 namespace volley::config {
 namespace {
@@ -199,12 +199,7 @@ Status check_rdma(const ClusterConfig& config) {
 Result<ClusterConfig> parse_cluster_config(const std::string& text, const std::string& origin) {
   ClusterConfig config;
   config.file = origin;
-  YAML::Node document;
-  try {
-    document = YAML::Load(text);
-  } catch (const YAML::Exception& error) {
-    return invalid_argument("{}:{}: {}", origin, error.mark.line + 1, error.msg);
-  }
+  VOLLEY_ASSIGN_OR_RETURN(const YAML::Node document, parse_yaml(text, origin));
   Status status;
   std::set<std::string> names;
   YamlMap root(document, "", origin, status);
@@ -277,14 +272,7 @@ Result<ClusterConfig> parse_cluster_config(const std::string& text, const std::s
 }
 
 Result<ClusterConfig> load_cluster_config(const std::string& file) {
-  std::ifstream stream(file, std::ios::binary);
-  if (!stream) return not_found("{}: cannot be opened", file);
-  std::string text(kFileBytesMax + 1, '\0');
-  stream.read(text.data(), static_cast<std::streamsize>(text.size()));
-  if (stream.bad()) return invalid_argument("{}: cannot be read", file);
-  text.resize(static_cast<size_t>(stream.gcount()));
-  if (text.size() > kFileBytesMax)
-    return invalid_argument("{}: larger than {} bytes", file, kFileBytesMax);
+  VOLLEY_ASSIGN_OR_RETURN(const std::string text, read_text_file(file, kFileBytesMax));
   return parse_cluster_config(text, file);
 }
 
