@@ -1,5 +1,7 @@
 #include "volley/simulation/simulate.h"
 
+#include <time.h>
+
 #include <algorithm>
 #include <chrono>
 #include <memory>
@@ -23,6 +25,12 @@ void add_costs(ProductionCosts& to, const ProductionCosts& from) {
   add(to.gather_decide, from.gather_decide);
   add(to.gather_answered, from.gather_answered);
   add(to.control, from.control);
+}
+
+double thread_cpu_s() {
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
 }
 
 /// One replica into the sum, where it stands for `weight` replicas.
@@ -63,6 +71,7 @@ void merge(Report& sum, const Report& one, double weight) {
 Result<Report> simulate(const SimulationOptions& options, const perf::StageTimes& times) {
   VOLLEY_RETURN_IF_ERROR(options.validate());
   const auto started = std::chrono::steady_clock::now();
+  const double cpu_started = thread_cpu_s();
   auto sum = std::make_unique<Report>();
   sum->counted_s = options.duration_s - options.warm_up_s;
   sum->replicas = options.replicas;
@@ -99,6 +108,19 @@ Result<Report> simulate(const SimulationOptions& options, const perf::StageTimes
   sum->tokens_per_s_per_gpu = sum->gpus > 0 ? sum->tokens_per_s / sum->gpus : 0;
   const std::chrono::duration<double> wall = std::chrono::steady_clock::now() - started;
   sum->wall_s = wall.count();
+  sum->cpu_s = thread_cpu_s() - cpu_started;
+  // Calls were timed by the wall clock, which is cheap to read. Other processes interrupt all code
+  // alike.
+  if (sum->wall_s > 0) {
+    const double own = sum->cpu_s / sum->wall_s;
+    for (CallCost ProductionCosts::*member :
+         {&ProductionCosts::core_message, &ProductionCosts::core_next_work,
+          &ProductionCosts::core_route, &ProductionCosts::core_finish,
+          &ProductionCosts::gather_dispatch, &ProductionCosts::gather_decide,
+          &ProductionCosts::gather_answered, &ProductionCosts::control}) {
+      (sum->costs.*member).seconds *= own;
+    }
+  }
   return std::move(*sum);
 }
 

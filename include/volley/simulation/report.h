@@ -104,6 +104,7 @@ struct Report {
   ProductionCosts costs;
   double events = 0;  ///< Handled by this run, not scaled.
   double wall_s = 0;
+  double cpu_s = 0;  ///< Of all threads: what other processes do does not count.
   Trace trace;
 
   double attention_utilisation() const {
