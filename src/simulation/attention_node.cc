@@ -229,8 +229,7 @@ void AttentionNode::post() {
       world_.report.messages += 1;
       world_.report.dispatch_bytes += static_cast<double>(bytes);
     }
-    world_.send(nic_, slot, bytes, Event::Kind::kDispatchArrives, dispatch.link.value,
-                dispatch.slot);
+    world_.send(nic_, slot, bytes, false, dispatch.link.value, dispatch.slot);
     if (world_.keep_trace) {
       world_.trace({.kind = TraceSpan::Kind::kSend,
                     .expert = false,

@@ -237,7 +237,7 @@ void ExpertNode::answer() {
       world_.report.messages += 1;
       world_.report.answer_bytes += static_cast<double>(bytes);
     }
-    world_.send(nic_, slot, bytes, Event::Kind::kAnswerArrives, id, dispatch.slot);
+    world_.send(nic_, slot, bytes, true, id, dispatch.slot);
     if (world_.keep_trace) {
       world_.trace({.kind = TraceSpan::Kind::kSend,
                     .expert = true,

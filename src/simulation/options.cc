@@ -119,6 +119,7 @@ Status SimulationOptions::validate() const {
   VOLLEY_RETURN_IF_ERROR(check_workload(workload));
   VOLLEY_RETURN_IF_ERROR(check_range("network latency_s", network.latency_s, 0, 10));
   VOLLEY_RETURN_IF_ERROR(check_range("network bytes_per_s", network.bytes_per_s, 1, 1e15));
+  VOLLEY_RETURN_IF_ERROR(check_range("expert_bytes_per_s", expert_bytes_per_s, 0, 1e15));
   for (const double each : {overheads.attention_turn, overheads.attention_message,
                             overheads.expert_turn, overheads.expert_message}) {
     VOLLEY_RETURN_IF_ERROR(check_range("an overhead in seconds", each, 0, 1));

@@ -15,9 +15,9 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 Json histogram_json(const Histogram& times) {
-  return {{"count", times.count()},         {"mean_s", times.mean()},
-          {"p50_s", times.quantile(0.50)},  {"p90_s", times.quantile(0.90)},
-          {"p99_s", times.quantile(0.99)},  {"max_s", times.max()}};
+  return {{"count", times.count()},        {"mean_s", times.mean()},
+          {"p50_s", times.quantile(0.50)}, {"p90_s", times.quantile(0.90)},
+          {"p99_s", times.quantile(0.99)}, {"max_s", times.max()}};
 }
 
 Json cost_json(const CallCost& cost, bool measured) {
@@ -76,16 +76,17 @@ void share_line(Text& text, const char* name, double part, double whole) {
 
 std::string format_report(const Report& report, bool wall) {
   Text text;
-  text.line("{:.6g} s counted, {:g} replicas ({} simulated), {:.6g} attention and {:.6g} expert "
-            "nodes, {:.6g} GPUs",
-            report.counted_s, report.replicas, report.simulated_replicas, report.attention_nodes,
-            report.expert_nodes, report.gpus);
+  text.line(
+      "{:.6g} s counted, {:g} replicas ({} simulated), {:.6g} attention and {:.6g} expert "
+      "nodes, {:.6g} GPUs",
+      report.counted_s, report.replicas, report.simulated_replicas, report.attention_nodes,
+      report.expert_nodes, report.gpus);
   text.line("throughput               {:.1f} tokens/s, {:.1f} per GPU", report.tokens_per_s,
             report.tokens_per_s_per_gpu);
-  text.line("requests                 {:g} accepted, {:g} finished, {:g} failed, {:g} rejected, {:g} "
-            "in flight at the end",
-            report.accepted, report.finished, report.failed, report.rejected,
-            report.in_flight_at_end);
+  text.line(
+      "requests                 {:g} accepted, {:g} finished, {:g} failed, {:g} rejected, {:g} "
+      "in flight at the end",
+      report.accepted, report.finished, report.failed, report.rejected, report.in_flight_at_end);
   if (report.failed > 0) {
     text.line("  failed: {:g} as their attention node died, {:g} as an expert had no holder",
               report.failed_attention_died, report.failed_unavailable);
@@ -114,8 +115,9 @@ std::string format_report(const Report& report, bool wall) {
   text.line("network                  {:g} messages, {:.4g} GB of dispatches, {:.4g} GB of answers",
             report.messages, report.dispatch_bytes / 1e9, report.answer_bytes / 1e9);
   if (!wall) return text.take();
-  text.line("simulation               {:g} events in {:.2f} s of a core ({:.2f} s passed): {:.2f} M/s",
-            report.events, report.cpu_s, report.wall_s, share(report.events, report.cpu_s) / 1e6);
+  text.line(
+      "simulation               {:g} events in {:.2f} s of a core ({:.2f} s passed): {:.2f} M/s",
+      report.events, report.cpu_s, report.wall_s, share(report.events, report.cpu_s) / 1e6);
   if (report.costs.measured) {
     text.line("production code              calls   seconds   us/call  share");
     for (const NamedCost& each : named_costs(report.costs)) {

@@ -16,8 +16,8 @@ constexpr double kWidth = 1240, kLabelWidth = 92, kMargin = 16;
 constexpr double kPlotWidth = kWidth - kLabelWidth - 2 * kMargin;
 constexpr double kTitleHeight = 26, kLaneHeight = 22, kLaneGap = 4, kAxisHeight = 36;
 constexpr double kLegendHeight = 28;
-constexpr double kLabelRoom = 18;     // A narrower block has no label.
-constexpr double kBlockRoom = 0.05;   // A narrower one is not drawn.
+constexpr double kLabelRoom = 18;      // A narrower block has no label.
+constexpr double kBlockRoom = 0.05;    // A narrower one is not drawn.
 constexpr size_t kBlocksMax = 20'000;  // Bounds the file.
 constexpr int kTicksMax = 10;
 

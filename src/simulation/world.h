@@ -2,6 +2,7 @@
 
 // What the nodes of one simulated cluster share: time, wires, and where they write what happened.
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -49,7 +50,8 @@ class CostMeter {
 /// One slot of a link: the message that is in it, and when what happened to it.
 struct SlotState {
   protocol::MessageHeader header;  ///< Of the dispatch; from its answer on, of the answer.
-  Nanos duration = 0;              ///< At either NIC, of the message under way.
+  Nanos duration = 0;              ///< At the sender's NIC, of the message under way.
+  Nanos receiving = 0;             ///< At the receiver's.
   Nanos posted = 0;                ///< The dispatch.
   Nanos arrived = 0;               ///< It was in the expert node's memory.
   Nanos run_began = 0;
@@ -133,6 +135,8 @@ struct World {
         times(stage_times),
         report(into),
         costs(into.costs),
+        attention_byte(1e9 / given.network.bytes_per_s),
+        expert_byte(given.expert_bytes_per_s > 0 ? 1e9 / given.expert_bytes_per_s : attention_byte),
         latency(to_nanos(given.network.latency_s)),
         count_from(to_nanos(given.warm_up_s)),
         count_to(to_nanos(given.duration_s)) {}
@@ -141,6 +145,7 @@ struct World {
   const perf::StageTimes& times;
   Report& report;
   ProductionCosts& costs;
+  const double attention_byte, expert_byte;  ///< Nanoseconds of a byte at a NIC.
   const Nanos latency, count_from, count_to;
   protocol::LinkGeometry geometry;
   Nanos now = 0;
@@ -165,23 +170,28 @@ struct World {
     const Nanos to = end < count_to ? end : count_to;
     return to > from ? to_seconds(to - from) : 0;
   }
-  /// How long `bytes` take at a NIC.
-  Nanos at_nic(uint64_t bytes) const {
-    return static_cast<Nanos>(static_cast<double>(bytes) * 1e9 / options.network.bytes_per_s + 0.5);
+  /// How long `bytes` take at a NIC of the pool.
+  Nanos at_nic(uint64_t bytes, bool expert) const {
+    return static_cast<Nanos>(static_cast<double>(bytes) * (expert ? expert_byte : attention_byte) +
+                              0.5);
   }
   /// The sender's NIC takes the message now or when it is free.
-  void send(Nic& nic, SlotState& slot, uint64_t bytes, Event::Kind kind, uint32_t link,
+  void send(Nic& nic, SlotState& slot, uint64_t bytes, bool from_expert, uint32_t link,
             uint32_t index) {
-    slot.duration = at_nic(bytes);
+    slot.duration = at_nic(bytes, from_expert);
+    slot.receiving = at_nic(bytes, !from_expert);
     const Nanos start = nic.out_free > now ? nic.out_free : now;
     nic.out_free = start + slot.duration;
-    queue.push(start + latency, kind, link, index);
+    queue.push(start + latency,
+               from_expert ? Event::Kind::kAnswerArrives : Event::Kind::kDispatchArrives, link,
+               index);
   }
   /// The message's first byte is at the NIC: when its last one will be in memory. Taking in
-  /// overlaps with sending, so that a message alone needs latency + duration.
+  /// overlaps with sending, so that a message alone needs the latency and its time at the slower
+  /// NIC.
   Nanos receive(Nic& nic, const SlotState& slot) const {
     const Nanos start = nic.in_free > now ? nic.in_free : now;
-    nic.in_free = start + slot.duration;
+    nic.in_free = std::max(start + slot.receiving, now + slot.duration);
     return nic.in_free;
   }
   void trace(const TraceSpan& span) {

@@ -100,7 +100,8 @@ struct RouterOptions {
   double drift_share = 0.1;  ///< Share of the experts that change places each time.
 };
 
-/// Something that happens to a node of one replica.
+/// Something that happens to a node of one replica. What is asked of a node that is not there, or
+/// to add an expert node that is, changes nothing.
 struct ChangeOptions {
   enum class Kind : uint8_t {
     kKill,    ///< It stops at once; its peers and the controller notice after detection_s.
@@ -110,7 +111,7 @@ struct ChangeOptions {
   double at_s = 0;
   Kind kind = Kind::kKill;
   bool expert = true;  ///< Else an attention node.
-  uint32_t node = 0;   ///< "expert-1"; a node that is added takes a free number.
+  uint32_t node = 0;   ///< "expert-1"; attention nodes that are added take the next free number.
   uint32_t replica = 0;
 };
 
@@ -124,7 +125,9 @@ struct TraceOptions {
 
 struct SimulationOptions {
   ClusterOptions cluster;
+  /// Of attention nodes; the latency is everybody's.
   perf::NetworkTimes network{.latency_s = 0, .bytes_per_s = 1e12};
+  double expert_bytes_per_s = 0;  ///< Of expert nodes; 0: as attention nodes.
   OverheadTimes overheads;
   WorkloadOptions workload;
   RouterOptions router;
