@@ -358,6 +358,7 @@ void AttentionNode::done() {
     const auto chosen = world_.router->choose(work_.layer, step.rows);
     const CostMeter meter(world_.costs.core_route, world_.measured());
     core_.route(work_.micro_batch, chosen);
+    world_.report.layers_computed += 1;
   }
   post();
   deliver();

@@ -36,13 +36,26 @@ double thread_cpu_s() {
 /// One replica into the sum, where it stands for `weight` replicas.
 void merge(Report& sum, const Report& one, double weight) {
   const auto add_number = [&](double Report::*member) { sum.*member += one.*member * weight; };
-  for (double Report::*member :
-       {&Report::attention_nodes, &Report::expert_nodes, &Report::tokens, &Report::prefill_tokens,
-        &Report::accepted, &Report::finished, &Report::failed, &Report::rejected,
-        &Report::in_flight_at_end, &Report::preemptions, &Report::failed_attention_died,
-        &Report::failed_unavailable, &Report::gather_runs, &Report::gather_dispatches,
-        &Report::mergeable_runs, &Report::merged_runs, &Report::messages, &Report::dispatch_bytes,
-        &Report::answer_bytes}) {
+  for (double Report::*member : {&Report::attention_nodes,
+                                 &Report::expert_nodes,
+                                 &Report::tokens,
+                                 &Report::prefill_tokens,
+                                 &Report::accepted,
+                                 &Report::finished,
+                                 &Report::failed,
+                                 &Report::rejected,
+                                 &Report::in_flight_at_end,
+                                 &Report::preemptions,
+                                 &Report::failed_attention_died,
+                                 &Report::failed_unavailable,
+                                 &Report::gather_runs,
+                                 &Report::gather_dispatches,
+                                 &Report::mergeable_runs,
+                                 &Report::merged_runs,
+                                 &Report::messages,
+                                 &Report::dispatch_bytes,
+                                 &Report::answer_bytes,
+                                 &Report::layers_computed}) {
     add_number(member);
   }
   for (double AttentionTime::*member :

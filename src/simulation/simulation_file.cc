@@ -12,6 +12,7 @@
 #include "volley/perf/device.h"
 #include "volley/perf/model_shape.h"
 #include "volley/perf/roofline.h"
+#include "volley/protocol/wire.h"
 
 namespace volley::simulation {
 namespace {

@@ -92,6 +92,7 @@ struct Report {
 
   AttentionTime attention;
   ExpertTime expert;
+  double layers_computed = 0;    ///< By attention nodes, per micro-batch: the whole run.
   double batch_rows = 0;         ///< Mean rows of a micro-batch step.
   double micro_batches = 0;      ///< Mean of the active ones, over steps.
   double gather_runs = 0;        ///< With entries.
