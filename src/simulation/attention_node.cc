@@ -130,6 +130,7 @@ void AttentionNode::handle_submit(uint64_t id) {
     ended.push_back({.id = id, .ok = false, .rejected = true});
     return;
   }
+  request.accepted = true;
   ++world_.report.accepted;
   if (was_idle) active_since_ = world_.now;
 }

@@ -302,6 +302,7 @@ void Cluster::submit(uint32_t input, uint32_t output, uint32_t client, uint32_t 
                             .output = output,
                             .client = client,
                             .node = best == nullptr ? kNoNode : best->index(),
+                            .accepted = false,
                             .hidden_context = prefilled ? context : 0};
   ids_[place] = id;
   ++live_;
@@ -339,6 +340,8 @@ void Cluster::end_request(uint64_t id, bool ok, bool rejected, bool died) {
     ++report_.rejected;
   } else {
     ++report_.failed;
+    // The frontend had sent it to a node that was dead or about to die.
+    if (!world_.requests[place].accepted) ++report_.accepted;
     ++(died ? report_.failed_attention_died : report_.failed_unavailable);
   }
   const uint32_t client = world_.requests[place].client;

@@ -124,6 +124,7 @@ struct Request {
   uint32_t tokens = 0;
   uint32_t client = kNoClient;
   uint32_t node = 0;
+  bool accepted = false;
   uint32_t hidden_context = 0;  ///< Tokens of the prompt that the scheduler does not know of.
 
   static constexpr uint32_t kNoClient = 0xffffffff;
