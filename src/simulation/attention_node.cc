@@ -17,13 +17,7 @@ constexpr uint64_t kSlotBits = 24;  // Of a sequence's id: the place of its Requ
 
 scheduler::AttentionCoreOptions core_options(const World& world, Incarnation incarnation) {
   const ClusterOptions& cluster = world.options.cluster;
-  const WorkloadOptions& load = world.options.workload;
-  uint32_t input = load.input.longest(), output = load.output.longest();
-  for (const RequestRecord& each : load.requests) {
-    input = std::max(input, each.input);
-    output = std::max(output, each.output);
-  }
-  const uint32_t longest = std::max(2u, (load.prefilled ? 1 : input) + output);
+  const uint32_t longest = world.options.longest_sequence();
   const uint32_t blocks = cache::blocks_for(longest, cluster.block_tokens);
   return {.scheduler = {.micro_batches = cluster.micro_batches,
                         .tokens_per_step_max = cluster.tokens_per_step,
@@ -256,9 +250,9 @@ void AttentionNode::wake_at(Nanos when) {
 }
 
 void AttentionNode::wake() {
-  if (!alive_ || busy_ || wake_ != world_.now) return;
+  if (wake_ != world_.now) return;  // An earlier one has taken its place.
   wake_ = -1;
-  turn();
+  if (alive_ && !busy_) turn();
 }
 
 void AttentionNode::turn() {

@@ -13,6 +13,8 @@ namespace {
 constexpr uint64_t kPlaceBits = 24;  // Of a request's id; as in attention_node.cc.
 constexpr uint32_t kNoLink = 0xffffffff;
 constexpr uint32_t kNoNode = 0xffffffff;
+// More events than that at one time: no computation and no message takes any.
+constexpr uint64_t kEventsAtOnceMax = 50'000'000;
 constexpr uint64_t kSeedStride = 0x9e3779b97f4a7c15;
 
 /// What two of one replica's generators start from, apart from each other.
@@ -276,8 +278,8 @@ void Cluster::submit(uint32_t input, uint32_t output, uint32_t client, uint32_t 
   AttentionNode* best = nullptr;
   for (AttentionNode* node : attention_) {
     // A dead one is not known to be until its peers notice: it is still asked.
-    const bool known_dead = !node->alive() && node->died() > 0 &&
-                            world_.now >= node->died() + to_nanos(options_.detection_s);
+    const bool known_dead =
+        !node->alive() && world_.now >= node->died() + to_nanos(options_.detection_s);
     if (known_dead || node->draining()) continue;
     if (best == nullptr || node->in_flight() < best->in_flight() ||
         (node->in_flight() == best->in_flight() &&
@@ -423,10 +425,15 @@ Status Cluster::run() {
     world_.queue.push(to_nanos(changes_[i].at_s), Event::Kind::kChange, i);
   }
   start_load();
-  uint64_t handled = 0;
+  uint64_t handled = 0, at_once = 0;
   while (!world_.queue.empty()) {
     if (world_.queue.top().at > world_.count_to && (!options_.drain || live_ == 0)) break;
     const Event event = world_.queue.pop();
+    at_once = event.at > world_.now ? 0 : at_once + 1;
+    if (at_once > kEventsAtOnceMax) {
+      return invalid_argument("at {} s time stands still: some computation must take time",
+                              to_seconds(world_.now));
+    }
     world_.now = event.at;
     handle(event);
     if (!world_.nodes_with_ended.empty()) take_ended();

@@ -101,9 +101,9 @@ void ExpertNode::wake_at(Nanos when) {
 }
 
 void ExpertNode::wake() {
-  if (!alive_ || busy_ || wake_ != world_.now) return;
+  if (wake_ != world_.now) return;  // An earlier one has taken its place.
   wake_ = -1;
-  turn();
+  if (alive_ && !busy_) turn();
 }
 
 void ExpertNode::turn() {

@@ -1,5 +1,6 @@
 #include "volley/simulation/options.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "volley/cache/block_allocator.h"
@@ -10,6 +11,7 @@ namespace {
 
 // Tokens of one request, prompt included: bounds the memory of a mistyped length.
 constexpr double kTokensMax = 4'000'000;
+constexpr uint64_t kBlocksMax = uint64_t{1} << 31;
 
 Status check_length(const char* name, const LengthOptions& length) {
   const bool uniform = length.kind == LengthOptions::Kind::kUniform;
@@ -36,6 +38,36 @@ Status check_range(const char* name, double value, double min, double max) {
   return invalid_argument("{} is {}; it must be in [{}, {}]", name, value, min, max);
 }
 
+/// What memory is taken by: bounds that of a mistyped size.
+Status check_sizes(const ClusterOptions& cluster) {
+  const uint64_t slot_rows = cluster.slot_rows > 0 ? cluster.slot_rows : cluster.tokens_per_step;
+  const auto check = [](const char* what, uint64_t value, uint64_t max) {
+    return value <= max ? ok_status() : invalid_argument("{}: {}, at most {}", what, value, max);
+  };
+  VOLLEY_RETURN_IF_ERROR(check("fragments of a step, tokens_per_step / slot_rows",
+                               (cluster.tokens_per_step + slot_rows - 1) / slot_rows, 0xffff));
+  VOLLEY_RETURN_IF_ERROR(check("pairs of a step, tokens_per_step x top_k",
+                               uint64_t{cluster.tokens_per_step} * cluster.top_k, 1 << 22));
+  VOLLEY_RETURN_IF_ERROR(
+      check("experts of all layers", uint64_t{cluster.experts} * cluster.layers, 10'000'000));
+  return check("links, attention_nodes x expert_nodes",
+               uint64_t{cluster.attention_nodes} * cluster.expert_nodes, 1'000'000);
+}
+
+Status check_blocks(const SimulationOptions& options) {
+  const ClusterOptions& cluster = options.cluster;
+  const uint64_t blocks = cache::blocks_for(options.longest_sequence(), cluster.block_tokens);
+  if (cluster.kv_blocks > 0 && cluster.kv_blocks < blocks) {
+    return invalid_argument("kv_blocks is {}; the longest request needs {}", cluster.kv_blocks,
+                            blocks);
+  }
+  if (cluster.kv_blocks == 0 && blocks * cluster.sequences > kBlocksMax) {
+    return invalid_argument("{} sequences of {} blocks would have {} blocks; set kv_blocks",
+                            cluster.sequences, blocks, blocks * cluster.sequences);
+  }
+  return ok_status();
+}
+
 Status check_cluster(const ClusterOptions& cluster) {
   VOLLEY_RETURN_IF_ERROR(check_range("attention_nodes", cluster.attention_nodes, 1, 100'000));
   VOLLEY_RETURN_IF_ERROR(check_range("expert_nodes", cluster.expert_nodes, 1, 100'000));
@@ -53,6 +85,7 @@ Status check_cluster(const ClusterOptions& cluster) {
   VOLLEY_RETURN_IF_ERROR(check_range("answer_row_bytes", cluster.answer_row_bytes, 1, 1 << 20));
   VOLLEY_RETURN_IF_ERROR(check_range("gather_window_s", cluster.gather_window_s, 0, 10));
   VOLLEY_RETURN_IF_ERROR(check_range("gather_rows", cluster.gather_rows, 1, 1 << 30));
+  VOLLEY_RETURN_IF_ERROR(check_sizes(cluster));
   if (cluster.held.empty()) {
     if (cluster.expert_nodes > cluster.experts) {
       return invalid_argument(
@@ -114,9 +147,19 @@ Status check_workload(const WorkloadOptions& load) {
 
 }  // namespace
 
+uint32_t SimulationOptions::longest_sequence() const {
+  uint32_t input = workload.input.longest(), output = workload.output.longest();
+  for (const RequestRecord& each : workload.requests) {
+    input = std::max(input, each.input);
+    output = std::max(output, each.output);
+  }
+  return std::max(2u, (workload.prefilled ? 1 : input) + output);
+}
+
 Status SimulationOptions::validate() const {
   VOLLEY_RETURN_IF_ERROR(check_cluster(cluster));
   VOLLEY_RETURN_IF_ERROR(check_workload(workload));
+  VOLLEY_RETURN_IF_ERROR(check_blocks(*this));
   VOLLEY_RETURN_IF_ERROR(check_range("network latency_s", network.latency_s, 0, 10));
   VOLLEY_RETURN_IF_ERROR(check_range("network bytes_per_s", network.bytes_per_s, 1, 1e15));
   VOLLEY_RETURN_IF_ERROR(check_range("expert_bytes_per_s", expert_bytes_per_s, 0, 1e15));

@@ -47,7 +47,7 @@ Result<ScalingRow> measure(const char* varied, SimulationOptions options,
   options.replicas = 1;
   options.simulated = 0;
   options.drain = false;
-  options.trace.length_s = 0;
+  options.trace = {};
   options.measure_costs = true;
   options.duration_s = duration_of(options, times);
   options.warm_up_s = 0;

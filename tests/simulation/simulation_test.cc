@@ -324,6 +324,17 @@ TEST(Simulation, RefusesWhatCannotBe) {
   EXPECT_TRUE(refused([](auto& o) { o.cluster.held[1] = {1, 1}; }));
   EXPECT_TRUE(refused([](auto& o) { o.cluster.held.pop_back(); }));
   EXPECT_TRUE(refused([](auto& o) { o.cluster.micro_batches = 17; }));
+  EXPECT_TRUE(refused([](auto& o) { o.cluster.kv_blocks = 9; }));  // 160 tokens need 10.
+  EXPECT_FALSE(refused([](auto& o) { o.cluster.kv_blocks = 10; }));
+  EXPECT_TRUE(refused([](auto& o) {
+    o.cluster.tokens_per_step = 1 << 20;
+    o.cluster.top_k = 8;
+  }));
+  EXPECT_TRUE(refused([](auto& o) {
+    o.cluster.tokens_per_step = 1 << 17;
+    o.cluster.slot_rows = 1;
+  }));
+  EXPECT_TRUE(refused([](auto& o) { o.cluster.attention_nodes = 300'000; }));
   EXPECT_TRUE(refused([](auto& o) { o.workload.rate = 0; }));
   EXPECT_TRUE(refused([](auto& o) { o.workload.output.max = 10; }));
   EXPECT_TRUE(refused([](auto& o) { o.network.bytes_per_s = 0; }));

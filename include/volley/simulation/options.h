@@ -149,6 +149,8 @@ struct SimulationOptions {
   /// Takes the wall time of the production code, call by call: slows the simulation down.
   bool measure_costs = false;
 
+  /// Tokens that an attention node must have room for.
+  uint32_t longest_sequence() const;
   /// Errors: kInvalidArgument naming the value and what is allowed.
   Status validate() const;
 };
