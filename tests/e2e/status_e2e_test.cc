@@ -43,7 +43,7 @@ v1::NodeProfile profile_of(Cluster& cluster, const std::string& node, uint64_t s
         profile = status->profiles().at(node);
         return profile.steps() >= steps;
       },
-      seconds(5)))
+      seconds(30)))
       << node;
   return profile;
 }
@@ -83,7 +83,7 @@ TEST(Status, ProfilesSumToTheWallTime) {
         }
         return profile_of(cluster, "attention-0", 12).traffic().bytes_sent() == at_experts;
       },
-      seconds(5)));
+      seconds(30)));
 
   const CommandResult plain = run_volley({"status", "--controller", cluster.controller()});
   EXPECT_EQ(plain.exit_code, 0) << plain.err;

