@@ -78,9 +78,24 @@ uint32_t Flights::missing_count() const {
                                              [](const Flight& flight) { return !flight.done(); }));
 }
 
-Flight* Flights::find(LinkId link, uint32_t slot) {
-  for (Flight& flight : live()) {
-    if (flight.link->id == link && flight.slot == slot) return &flight;
+bool Flights::all_done() const {
+  for (uint32_t i = count_; i > 0; --i) {
+    if (!flights_[i - 1].done()) return false;
+  }
+  return true;
+}
+
+Flight* Flights::find(ExpertLink& link, uint32_t slot) {
+  const auto is_it = [&](const Flight& flight) {
+    return flight.link == &link && flight.slot == slot;
+  };
+  if (link.flight_hint < count_ && is_it(flights_[link.flight_hint])) {
+    return &flights_[link.flight_hint];
+  }
+  for (uint32_t i = 0; i < count_; ++i) {
+    if (!is_it(flights_[i])) continue;
+    link.flight_hint = i;
+    return &flights_[i];
   }
   return nullptr;
 }
@@ -117,13 +132,8 @@ Status Flights::assign(std::span<const Pair> pairs, Routes& routes, uint32_t lay
   }
   for (const Pair& pair : pairs) {
     ExpertLink& link = routes.choose_holder(layer, pair.expert);
-    const uint32_t hint = link.flight_hint;
-    Flight* flight = hint < count_ ? &flights_[hint] : nullptr;
-    if (flight == nullptr || flight->link != &link || flight->slot != slot) {
-      flight = find(link.id, slot);
-      if (flight == nullptr) flight = &add(link, slot);
-      link.flight_hint = static_cast<uint32_t>(flight - flights_.data());
-    }
+    Flight* flight = find(link, slot);
+    if (flight == nullptr) flight = &add(link, slot);
     flight->queued.push_back(pair);
   }
   return ok_status();
