@@ -19,6 +19,8 @@ namespace volley::engine {
 struct AttentionStepOptions {
   kernels::DType dtype = kernels::DType::kBf16;
   bool fp8_dispatch = false;
+  /// kPreReduce: answers have the router's weights in them already.
+  protocol::Combine combine = protocol::Combine::kExact;
   uint32_t micro_batches = 1;
   uint32_t rows_max = 256;  ///< Token budget of a micro-batch step.
   uint32_t kv_blocks = 0;
@@ -42,6 +44,9 @@ class AttentionStep {
                                       const scheduler::StepPlan& plan);
   /// Writes rows of the micro-batch into a message, dispatch_row_bytes() apart.
   void pack(uint32_t micro_batch, std::span<const uint32_t> rows, std::byte* first_row);
+  /// The router's weights of a message's entries; `rows` are the micro-batch's, as in pack().
+  void write_weights(uint32_t micro_batch, uint32_t layer, std::span<const protocol::Entry> entries,
+                     std::span<const uint32_t> rows, std::span<float> out) const;
   /// One row of logits, and the chunk whose next token they decide.
   struct HeadRow {
     const scheduler::Chunk* chunk;
@@ -94,6 +99,7 @@ class AttentionStep {
   Mapping kv_memory_;  // [layers][keys, values] of KvCacheView::pool_bytes()
   std::vector<MicroBatch> micro_batches_;
   std::vector<float> inverse_frequency_;
+  std::vector<float> ones_;  // [rows_max, top_k], the weights of answers that are sums.
 
   // Temporaries of one call.
   std::vector<int32_t> tokens_;

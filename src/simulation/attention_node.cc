@@ -218,7 +218,7 @@ void AttentionNode::post() {
       for (const protocol::Entry& entry : dispatch.entries) ++rows[place[entry.expert]];
     }
     const uint64_t bytes = sizeof(protocol::MessageHeader) +
-                           uint64_t{dispatch.header.entry_count} * sizeof(protocol::Entry) +
+                           world_.geometry.dispatch.entries_bytes(dispatch.header.entry_count) +
                            uint64_t{dispatch.header.row_count} * dispatch.header.row_bytes;
     if (world_.counts()) {
       world_.report.messages += 1;

@@ -36,8 +36,9 @@ Cluster::Cluster(const SimulationOptions& options, const perf::StageTimes& times
       noticed_(changes_.size(), kNoNode) {
   const ClusterOptions& cluster = options.cluster;
   const uint32_t slot_rows = cluster.slot_rows > 0 ? cluster.slot_rows : cluster.tokens_per_step;
-  world_.geometry = protocol::LinkGeometry::make(cluster.micro_batches, slot_rows, cluster.top_k,
-                                                 cluster.row_bytes, cluster.answer_row_bytes);
+  world_.geometry = protocol::LinkGeometry::make(
+      cluster.micro_batches, slot_rows, cluster.top_k, cluster.row_bytes, cluster.answer_row_bytes,
+      cluster.pre_reduce ? protocol::Combine::kPreReduce : protocol::Combine::kExact);
   world_.router =
       std::make_unique<Router>(options.router, cluster.layers, cluster.experts, cluster.top_k,
                                cluster.tokens_per_step, seed_of(options, replica, 1));

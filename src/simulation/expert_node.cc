@@ -225,7 +225,7 @@ void ExpertNode::answer() {
     protocol::MessageHeader& header = slot.header;
     header.kind = protocol::MessageKind::kAnswer;
     header.incarnation = incarnation_.value;
-    header.row_count = header.entry_count;
+    header.row_count = world_.geometry.answer_rows(header.row_count, header.entry_count);
     header.entry_count = 0;
     header.row_bytes = world_.geometry.answer.row_bytes;
     header.times = protocol::AnswerTimes::make(now - busy_since_,

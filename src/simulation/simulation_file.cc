@@ -85,6 +85,9 @@ void read_cluster(YamlMap& map, ClusterOptions& cluster) {
   map.integer("waiting", cluster.waiting, 1, 1 << 22);
   map.integer("kv_blocks", cluster.kv_blocks, 0, UINT32_MAX);
   map.integer("block_tokens", cluster.block_tokens, 1, 1 << 16);
+  std::string combine;
+  map.choice("combine", combine, {"exact", "pre_reduce"});
+  cluster.pre_reduce = combine == "pre_reduce";
   read_microseconds(map, "gather_window_us", cluster.gather_window_s);
   map.integer("gather_rows", cluster.gather_rows, 1, 1 << 30);
   map.list("held", [&](YamlMap& node, uint32_t) {

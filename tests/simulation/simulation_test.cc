@@ -185,6 +185,24 @@ TEST(Simulation, BytesAreThoseOfTheMessages) {
   EXPECT_EQ(report->tokens, 2);
 }
 
+TEST(Simulation, PreReducedAnswersHaveARowPerRow) {
+  SimulationOptions options = small();
+  options.cluster = {};
+  options.cluster.layers = 3;
+  options.cluster.experts = options.cluster.top_k = 4;
+  options.cluster.row_bytes = options.cluster.answer_row_bytes = 100;
+  options.cluster.pre_reduce = true;
+  options.router = {};
+  options.workload = {};
+  options.workload.arrivals = WorkloadOptions::Arrivals::kListed;
+  options.workload.requests = {{.arrival_s = 0.001, .input = 5, .output = 1}};
+  const auto report = run(options);
+  ASSERT_TRUE(report.ok()) << report.status();
+  // Every row goes to the four experts of the one node; entries have weights.
+  EXPECT_EQ(report->dispatch_bytes, 3 * (64 + 20 * (8 + 4) + 5 * 100));
+  EXPECT_EQ(report->answer_bytes, 3 * (64 + 5 * 100));
+}
+
 TEST(Simulation, SkewShowsInTheExpertLoad) {
   SimulationOptions options = small();
   options.cluster.top_k = 1;

@@ -79,7 +79,7 @@ inline void fill(std::byte* slot, const protocol::SlotLayout& layout,
   protocol::header_of(slot) = header;
   SplitMix64 random(header.sequence * 977 + header.slot);
   auto* entries = reinterpret_cast<uint8_t*>(slot + layout.entries_offset());
-  for (size_t i = 0; i < header.entry_count * sizeof(protocol::Entry); ++i) {
+  for (size_t i = 0; i < layout.entries_bytes(header.entry_count); ++i) {
     entries[i] = static_cast<uint8_t>(random.next());
   }
   auto* rows = reinterpret_cast<uint64_t*>(slot + layout.rows_offset());
@@ -89,7 +89,7 @@ inline void fill(std::byte* slot, const protocol::SlotLayout& layout,
 inline uint64_t digest(const std::byte* slot, const protocol::SlotLayout& layout,
                        const protocol::MessageHeader& header) {
   const uint64_t entries =
-      digest64({slot + layout.entries_offset(), header.entry_count * sizeof(protocol::Entry)});
+      digest64({slot + layout.entries_offset(), layout.entries_bytes(header.entry_count)});
   return digest64({slot + layout.rows_offset(), size_t{header.row_count} * layout.row_bytes},
                   entries);
 }

@@ -106,10 +106,13 @@ class AttentionEngine {
                                                          model::AttentionWeights weights,
                                                          const kernels::CpuKernels& kernels,
                                                          std::unique_ptr<transport::Fabric> fabric);
-  /// The link geometry of a cluster: m micro-batches, `rows_max` token rows a slot.
+  /// The link geometry of a cluster: m micro-batches, `rows_max` token rows a slot. It alone tells
+  /// the engines where sums are made: kPreReduce gives fewer bytes and bits that depend on the
+  /// placement of the experts.
   static protocol::LinkGeometry geometry(const model::ModelSpec& spec, uint32_t micro_batches,
                                          uint32_t rows_max, kernels::DType dtype,
-                                         bool fp8_dispatch = false);
+                                         bool fp8_dispatch = false,
+                                         protocol::Combine combine = protocol::Combine::kExact);
   ~AttentionEngine();
 
   /// Queues a sequence. On OK the sink gets everything, its end included; it must live until then.

@@ -35,6 +35,7 @@ struct ClusterOptions {
   uint32_t waiting = 1024;
   uint32_t kv_blocks = 0;  ///< Of an attention node; 0: enough for all sequences at their longest.
   uint32_t block_tokens = 16;
+  bool pre_reduce = false;  ///< `combine: pre_reduce`: expert nodes sum a token's answers.
   double gather_window_s = 0.002;
   uint32_t gather_rows = 4096;  ///< Most (row, expert) pairs of one run.
 };
