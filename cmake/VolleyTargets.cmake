@@ -5,7 +5,7 @@
 #   layer 0  base
 #   layer 1  config cache protocol kernels proto rdma gpu
 #   layer 2  transport model tokenizer scheduler perf rpc
-#   layer 3  engine control frontend planner
+#   layer 3  engine control frontend planner simulation
 #   layer 4  daemon bench
 #   layer 5  cli
 function(volley_library)

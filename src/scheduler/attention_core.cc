@@ -27,7 +27,7 @@ namespace {
 
 struct Outgoing {
   uint32_t micro_batch = 0;
-  LinkId link;
+  ExpertLink* link = nullptr;  ///< Open: what is for a link goes when it closes.
   uint32_t slot = 0;
 };
 
@@ -111,7 +111,7 @@ void AttentionCore::Impl::launch(uint32_t index, Flight& flight) {
                  .row_bytes = options.geometry.dispatch.row_bytes});
   VOLLEY_CHECK(flight.rows.size() <= options.geometry.dispatch.rows_max);
   VOLLEY_CHECK(flight.entries.size() <= options.geometry.dispatch.entries_max);
-  outgoing.push_back({.micro_batch = index, .link = flight.link->id, .slot = flight.slot});
+  outgoing.push_back({.micro_batch = index, .link = flight.link, .slot = flight.slot});
 }
 
 /// Dispatches the current fragment to all nodes of the layer, or aborts the step.
@@ -149,7 +149,7 @@ void AttentionCore::Impl::dispatch_again(uint32_t index) {
 /// When every answer of the fragment is in: the micro-batch becomes ready for its next stage.
 void AttentionCore::Impl::check_returned(uint32_t index) {
   MicroBatch& batch = micro_batches[index];
-  if (batch.flights.missing_count() > 0) return;
+  if (!batch.flights.all_done()) return;
   batch.note_returned();
   set_ready(index);
 }
@@ -278,7 +278,7 @@ void AttentionCore::link_closed(LinkId link) {
   const auto found = s.links.find(link);
   if (found == s.links.end()) return;
   const bool was_ready = ready().ok();
-  std::erase_if(s.outgoing, [&](const Outgoing& message) { return message.link == link; });
+  std::erase_if(s.outgoing, [&](const Outgoing& message) { return message.link->id == link; });
   std::vector<uint32_t> lost_slots;  // The same as the slots of the link's outstanding flights.
   found->second.slots.fail(lost_slots);
   // The link leaves the table now, so that nothing is sent on it, and lives until its flights are
@@ -313,7 +313,7 @@ Status AttentionCore::on_message(LinkId link, uint32_t slot, const MessageHeader
   const uint32_t index = slot % s.options.geometry.micro_batches;
   VOLLEY_CHECK(index < s.micro_batches.size());
   MicroBatch& batch = s.micro_batches[index];
-  Flight* flight = batch.flights.find(link, slot);
+  Flight* flight = batch.flights.find(from, slot);
   VOLLEY_CHECK(flight != nullptr && flight->outstanding);
   VOLLEY_RETURN_IF_ERROR(flight->check_answer(header, s.options.geometry));
   VOLLEY_CHECK(from.slots.on_answer(slot, header.sequence) ==
@@ -392,9 +392,9 @@ std::span<const OutgoingDispatch> AttentionCore::take_dispatches() {
   s.taken.clear();
   for (const Outgoing& message : s.outgoing) {
     const Flight* flight =
-        s.micro_batches[message.micro_batch].flights.find(message.link, message.slot);
+        s.micro_batches[message.micro_batch].flights.find(*message.link, message.slot);
     VOLLEY_CHECK(flight != nullptr && flight->outstanding);
-    s.taken.push_back({.link = message.link,
+    s.taken.push_back({.link = message.link->id,
                        .slot = message.slot,
                        .header = flight->header,
                        .entries = flight->entries,

@@ -31,16 +31,19 @@ void Flight::launch(const MessageHeader& common) {
   VOLLEY_CHECK(!outstanding);
   pairs.insert(pairs.end(), queued.begin(), queued.end());
   queued.clear();
-  std::sort(pairs.begin(), pairs.end());
+  // As route() queues them, unless a takeover has added some.
+  if (!std::ranges::is_sorted(pairs)) std::ranges::sort(pairs);
   rows.clear();
   entries.clear();
   for (const Pair& pair : pairs) {
     if (rows.empty() || rows.back() != pair.row) rows.push_back(pair.row);
     entries.push_back({.row = static_cast<uint32_t>(rows.size() - 1), .expert = pair.expert});
   }
-  std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
-    return std::pair(a.expert, a.row) < std::pair(b.expert, b.row);
-  });
+  const auto by_expert = [](const Entry& a, const Entry& b) {
+    return a.expert != b.expert ? a.expert < b.expert : a.row < b.row;
+  };
+  // They are where the node holds one expert.
+  if (!std::ranges::is_sorted(entries, by_expert)) std::ranges::sort(entries, by_expert);
   header = common;
   header.sequence = link->slots.post(slot);
   header.slot = static_cast<uint16_t>(slot);
@@ -77,9 +80,24 @@ uint32_t Flights::missing_count() const {
                                              [](const Flight& flight) { return !flight.done(); }));
 }
 
-Flight* Flights::find(LinkId link, uint32_t slot) {
-  for (Flight& flight : live()) {
-    if (flight.link->id == link && flight.slot == slot) return &flight;
+bool Flights::all_done() const {
+  for (uint32_t i = count_; i > 0; --i) {
+    if (!flights_[i - 1].done()) return false;
+  }
+  return true;
+}
+
+Flight* Flights::find(ExpertLink& link, uint32_t slot) {
+  const auto is_it = [&](const Flight& flight) {
+    return flight.link == &link && flight.slot == slot;
+  };
+  if (link.flight_hint < count_ && is_it(flights_[link.flight_hint])) {
+    return &flights_[link.flight_hint];
+  }
+  for (uint32_t i = 0; i < count_; ++i) {
+    if (!is_it(flights_[i])) continue;
+    link.flight_hint = i;
+    return &flights_[i];
   }
   return nullptr;
 }
@@ -116,7 +134,7 @@ Status Flights::assign(std::span<const Pair> pairs, Routes& routes, uint32_t lay
   }
   for (const Pair& pair : pairs) {
     ExpertLink& link = routes.choose_holder(layer, pair.expert);
-    Flight* flight = find(link.id, slot);
+    Flight* flight = find(link, slot);
     if (flight == nullptr) flight = &add(link, slot);
     flight->queued.push_back(pair);
   }
@@ -158,9 +176,10 @@ void Flights::note_answers(const Fragment& fragment, protocol::Combine combine,
   answers.assign(ref_count, {.link = {}, .slot = 0, .index = AnswerRef::kNone});
   const auto note = [&](const Flight& flight, const Pair& pair, uint32_t index) {
     const auto chosen = fragment.expert.subspan(size_t{pair.row} * top_k, top_k);
-    const auto j =
-        static_cast<size_t>(std::find(chosen.begin(), chosen.end(), pair.expert) - chosen.begin());
-    VOLLEY_CHECK(j < top_k);
+    // Its place among the ascending ids, counted: nothing for a processor to guess wrong.
+    size_t j = 0;
+    for (const uint32_t each : chosen) j += each < pair.expert ? 1 : 0;
+    VOLLEY_CHECK(j < top_k && chosen[j] == pair.expert);
     AnswerRef& ref = answers[size_t{pair.row - fragment.begin} * top_k + j];
     VOLLEY_CHECK(ref.index == AnswerRef::kNone);
     ref = {.link = flight.link->id, .slot = flight.slot, .index = index};

@@ -71,8 +71,11 @@ class Flights {
   bool empty() const { return count_ == 0; }
   /// Flights whose answer has still to come.
   uint32_t missing_count() const;
+  /// No flight has an answer still to come. Asked with every answer: from the last flight back,
+  /// which as a rule is the last to be answered.
+  bool all_done() const;
   /// nullptr: there is none.
-  Flight* find(LinkId link, uint32_t slot);
+  Flight* find(ExpertLink& link, uint32_t slot);
 
   /// A flight with nothing in it to every live node of the layer.
   void add_for_layer(const Routes& routes, uint32_t layer, uint32_t slot);

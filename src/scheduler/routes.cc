@@ -45,13 +45,7 @@ void Routes::bind(ExpertLinks& links) {
   }
 }
 
-bool Routes::has_live_holder(uint32_t layer, uint32_t expert) const {
-  const auto holders = map_->holders_of(layer, expert);
-  return std::any_of(holders.begin(), holders.end(),
-                     [&](uint32_t node) { return link_of(node) != nullptr; });
-}
-
-ExpertLink& Routes::choose_holder(uint32_t layer, uint32_t expert) {
+ExpertLink& Routes::take_turn(uint32_t layer, uint32_t expert) {
   const auto holders = map_->holders_of(layer, expert);
   const auto live = [&](uint32_t node) { return link_of(node) != nullptr; };
   const auto live_count =

@@ -22,6 +22,8 @@ struct ExpertLink {
   Incarnation incarnation;
   protocol::DispatchLink slots;
   std::optional<Nanos> heard;
+  /// Where a micro-batch's flights had this link last: as a rule where the next ones have it.
+  uint32_t flight_hint = 0;
 };
 using ExpertLinks = std::map<LinkId, ExpertLink>;
 
@@ -43,15 +45,28 @@ class Routes {
   ExpertLink* link_of(uint32_t node) const { return link_of_node_[node]; }
 
   void bind(ExpertLinks& links);
-  bool has_live_holder(uint32_t layer, uint32_t expert) const;
+  bool has_live_holder(uint32_t layer, uint32_t expert) const {
+    for (const uint32_t node : map_->holders_of(layer, expert)) {
+      if (link_of(node) != nullptr) return true;
+    }
+    return false;
+  }
   /// Round robin over the live holders, of which there must be one.
-  ExpertLink& choose_holder(uint32_t layer, uint32_t expert);
+  ExpertLink& choose_holder(uint32_t layer, uint32_t expert) {
+    const auto holders = map_->holders_of(layer, expert);
+    // Asked for every (row, expert) pair, most of which have one holder.
+    if (holders.size() == 1 && link_of(holders.front()) != nullptr)
+      return *link_of(holders.front());
+    return take_turn(layer, expert);
+  }
 
  private:
   std::shared_ptr<const protocol::ExpertMap> map_;  ///< Shared with the shell, which made it.
   std::span<uint32_t> turns_;
   std::vector<ExpertLink*> link_of_node_;
   std::vector<std::vector<uint32_t>> nodes_of_layer_;
+
+  ExpertLink& take_turn(uint32_t layer, uint32_t expert);
 
   friend class RouteTable;
   uint32_t step_count_ = 0;  ///< Steps that use it, counted by RouteTable.
