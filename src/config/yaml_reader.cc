@@ -1,9 +1,10 @@
-#include "yaml_reader.h"
+#include "volley/config/yaml_reader.h"
 
 #include <fmt/ranges.h>
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 
 namespace volley::config {
 
@@ -14,6 +15,25 @@ bool parse_decimal(const std::string& text, uint64_t max, uint64_t& value) {
   if (error != std::errc() || end != text.data() + text.size() || parsed > max) return false;
   value = parsed;
   return true;
+}
+
+bool parse_number(const std::string& text, double& value) {
+  double parsed = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), parsed);
+  // from_chars reads "inf" and "nan" too.
+  if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(parsed)) {
+    return false;
+  }
+  value = parsed;
+  return true;
+}
+
+Result<YAML::Node> parse_yaml(const std::string& text, const std::string& origin) {
+  try {
+    return YAML::Load(text);
+  } catch (const YAML::Exception& error) {
+    return invalid_argument("{}:{}: {}", origin, error.mark.line + 1, error.msg);
+  }
 }
 
 YamlMap::YamlMap(const YAML::Node& node, std::string path, const std::string& origin,
@@ -109,6 +129,17 @@ void YamlMap::integer64(const std::string& key, uint64_t& value) {
   }
 }
 
+void YamlMap::number(const std::string& key, double& value, double min, double max) {
+  const YAML::Node* node = find_scalar(key);
+  if (node == nullptr) return;
+  double parsed = 0;
+  if (!parse_number(node->Scalar(), parsed) || parsed < min || parsed > max) {
+    return fail_at(*node, key,
+                   fmt::format("'{}' is not a number in [{}, {}]", node->Scalar(), min, max));
+  }
+  value = parsed;
+}
+
 void YamlMap::boolean(const std::string& key, bool& value) {
   const YAML::Node* node = find_scalar(key);
   if (node == nullptr) return;
@@ -145,6 +176,33 @@ void YamlMap::integers(const std::string& key, std::vector<uint32_t>& value, uin
                                  element.IsScalar() ? element.Scalar() : "...", max));
     }
     value.push_back(static_cast<uint32_t>(parsed));
+  }
+}
+
+void YamlMap::strings(const std::string& key, std::vector<std::string>& value) {
+  const YAML::Node* node = find(key);
+  if (node == nullptr) return;
+  if (!node->IsSequence()) return fail_at(*node, key, "must be a list of words, like [a, b]");
+  value.clear();
+  for (const YAML::Node& element : *node) {
+    if (!element.IsScalar()) return fail_at(element, key, "must be a list of words, like [a, b]");
+    value.push_back(element.Scalar());
+  }
+}
+
+void YamlMap::number_pairs(const std::string& key, std::vector<std::pair<double, double>>& value) {
+  const YAML::Node* node = find(key);
+  if (node == nullptr) return;
+  constexpr const char* kForm = "must be a list of pairs of numbers, like [[1, 0.2], [256, 0.6]]";
+  if (!node->IsSequence()) return fail_at(*node, key, kForm);
+  value.clear();
+  for (const YAML::Node& element : *node) {
+    std::pair<double, double> pair;
+    const bool valid = element.IsSequence() && element.size() == 2 && element[0].IsScalar() &&
+                       element[1].IsScalar() && parse_number(element[0].Scalar(), pair.first) &&
+                       parse_number(element[1].Scalar(), pair.second);
+    if (!valid) return fail_at(element, key, kForm);
+    value.push_back(pair);
   }
 }
 
