@@ -5,6 +5,7 @@
 #include "attention_step.h"
 #include "expert_kernels.h"
 #include "matrix.h"
+#include "volley/base/bf16.h"
 #include "volley/base/check.h"
 #include "volley/base/clock.h"
 #include "volley/base/random.h"
@@ -50,19 +51,12 @@ struct StageTimer::Impl {
           if (options.dtype == kernels::DType::kF32) {
             matrix->row_as<float>(row)[i] = value;
           } else {
-            matrix->row_as<uint16_t>(row)[i] = static_cast<uint16_t>(bit_cast_high(value));
+            matrix->row_as<Bf16>(row)[i] = to_bf16(value);
           }
         }
       }
     }
     return ok_status();
-  }
-
-  /// The upper half of an f32: its bf16, rounded towards zero.
-  static uint32_t bit_cast_high(float value) {
-    uint32_t bits = 0;
-    std::memcpy(&bits, &value, sizeof bits);
-    return bits >> 16;
   }
 
   const StageTimerOptions options;
@@ -112,8 +106,7 @@ Result<std::unique_ptr<StageTimer>> StageTimer::create(const StageTimerOptions& 
   VOLLEY_ASSIGN_OR_RETURN(
       impl->expert,
       ExpertKernels::create(
-          {.dtype = options.dtype,
-           .rows_max = options.rows_max * spec.layers.front().moe.experts},
+          {.dtype = options.dtype, .rows_max = options.rows_max * spec.layers.front().moe.experts},
           spec, std::move(experts), kernels, impl->pool));
   return std::unique_ptr<StageTimer>(new StageTimer(std::move(impl)));
 }

@@ -10,7 +10,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr JsonLimits kConfigLimits{4u << 20, 16, 100'000};
+constexpr config::JsonLimits kConfigLimits{4u << 20, 16, 100'000};
 constexpr size_t kEosTokensMax = 64;
 constexpr double kTemperatureMax = 100;
 constexpr double kTopPMin = 1e-6;
@@ -22,7 +22,7 @@ Result<const Architecture*> choose_architecture(const json& config, const std::s
       names != config.end() && names->is_array() && names->size() == 1 && (*names)[0].is_string();
   if (!valid) {
     return invalid_argument("{}: architectures is {}, it must be a list of one name", origin,
-                            names == config.end() ? "missing" : shown(*names));
+                            names == config.end() ? "missing" : config::shown(*names));
   }
   std::string supported;
   for (const Architecture& architecture : architectures()) {
@@ -30,21 +30,21 @@ Result<const Architecture*> choose_architecture(const json& config, const std::s
     supported += supported.empty() ? "" : ", ";
     supported += architecture.name;
   }
-  return failed_precondition("{}: architectures is {}; supported: {}", origin, shown(*names),
-                             supported);
+  return failed_precondition("{}: architectures is {}; supported: {}", origin,
+                             config::shown(*names), supported);
 }
 
-Result<int32_t> read_token(const ConfigReader& config, const std::string& field, const json& value,
-                           uint32_t vocab) {
+Result<int32_t> read_token(const config::JsonFields& config, const std::string& field,
+                           const json& value, uint32_t vocab) {
   if (!value.is_number_unsigned() || value.get<uint64_t>() >= vocab) {
-    return config.bad(field, "is {}, a token id must be an integer from 0 to {}", shown(value),
-                      vocab - 1);
+    return config.bad(field, "is {}, a token id must be an integer from 0 to {}",
+                      config::shown(value), vocab - 1);
   }
   return value.get<int32_t>();
 }
 
 /// Overwrites the special tokens with those that this file states.
-Status read_special_tokens(const ConfigReader& config, ModelSpec& spec) {
+Status read_special_tokens(const config::JsonFields& config, ModelSpec& spec) {
   if (const json* bos = config.find("bos_token_id")) {
     VOLLEY_ASSIGN_OR_RETURN(spec.bos_token, read_token(config, "bos_token_id", *bos, spec.vocab));
   }
@@ -65,7 +65,7 @@ Status read_special_tokens(const ConfigReader& config, ModelSpec& spec) {
 }
 
 /// `do_sample: false` is greedy whatever the other fields say, as in transformers.
-Status read_sampling(const ConfigReader& config, SamplingDefaults& sampling) {
+Status read_sampling(const config::JsonFields& config, SamplingDefaults& sampling) {
   const auto number = [&](const std::string& field, double min, double max, float& value) {
     if (config.find(field) == nullptr) return ok_status();
     VOLLEY_ASSIGN_OR_RETURN(const double read, config.number(field, min, max));
@@ -96,9 +96,9 @@ Result<ModelSpec> parse_model_config(const std::string& config_json,
                                      const std::string& generation_config_json,
                                      const std::string& origin) {
   VOLLEY_ASSIGN_OR_RETURN(const json document,
-                          parse_json_object(config_json, kConfigLimits, origin));
+                          config::parse_json_object(config_json, kConfigLimits, origin));
   VOLLEY_ASSIGN_OR_RETURN(const Architecture* architecture, choose_architecture(document, origin));
-  const ConfigReader config(document, origin);
+  const config::JsonFields config(document, origin);
   VOLLEY_ASSIGN_OR_RETURN(ModelSpec spec, architecture->fill(config));
   spec.architecture = architecture->name;
   VOLLEY_RETURN_IF_ERROR(read_special_tokens(config, spec));
@@ -106,8 +106,8 @@ Result<ModelSpec> parse_model_config(const std::string& config_json,
 
   const std::string place = generation_origin(origin);
   VOLLEY_ASSIGN_OR_RETURN(const json generation,
-                          parse_json_object(generation_config_json, kConfigLimits, place));
-  const ConfigReader reader(generation, place);
+                          config::parse_json_object(generation_config_json, kConfigLimits, place));
+  const config::JsonFields reader(generation, place);
   VOLLEY_RETURN_IF_ERROR(read_special_tokens(reader, spec));
   VOLLEY_RETURN_IF_ERROR(read_sampling(reader, spec.sampling));
   return spec;

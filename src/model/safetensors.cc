@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "json_reader.h"
+#include "volley/config/json_reader.h"
 
 namespace volley::model {
 namespace {
@@ -11,8 +11,8 @@ using nlohmann::json;
 
 constexpr size_t kLengthBytes = 8;
 // A tensor costs about nine values, so this leaves room for 200,000 tensors in a file.
-constexpr JsonLimits kHeaderLimits{kSafetensorsHeaderBytesMax, 3, 2'000'000};
-constexpr JsonLimits kIndexLimits{64u << 20, 8, 2'000'000};
+constexpr config::JsonLimits kHeaderLimits{kSafetensorsHeaderBytesMax, 3, 2'000'000};
+constexpr config::JsonLimits kIndexLimits{64u << 20, 8, 2'000'000};
 constexpr const char* kSingleFile = "model.safetensors";
 constexpr const char* kIndexFile = "model.safetensors.index.json";
 // The kernel maps up to this much around a page fault (fault_around_bytes, by default 64 KiB).
@@ -42,10 +42,10 @@ class TensorEntry {
   TensorEntry(const json& entry, std::string place) : entry_(entry), place_(std::move(place)) {}
 
   Result<TensorInfo> read(uint64_t data_bytes) const {
-    if (!entry_.is_object()) return bad("is {}, it must be an object", shown(entry_));
+    if (!entry_.is_object()) return bad("is {}, it must be an object", config::shown(entry_));
     for (const auto& [key, value] : entry_.items()) {
       if (key != "dtype" && key != "shape" && key != "data_offsets") {
-        return bad("has an unknown field {}", in_quotes(key));
+        return bad("has an unknown field {}", config::in_quotes(key));
       }
     }
     for (const char* key : {"dtype", "shape", "data_offsets"}) {
@@ -53,7 +53,7 @@ class TensorEntry {
     }
     TensorInfo info;
     const json& dtype = entry_["dtype"];
-    if (!dtype.is_string()) return bad("dtype is {}, it must be a string", shown(dtype));
+    if (!dtype.is_string()) return bad("dtype is {}, it must be a string", config::shown(dtype));
     info.dtype = dtype.get<std::string>();
     VOLLEY_RETURN_IF_ERROR(read_shape(info));
     VOLLEY_RETURN_IF_ERROR(read_offsets(info, data_bytes));
@@ -69,17 +69,18 @@ class TensorEntry {
   Status read_shape(TensorInfo& info) const {
     const json& shape = entry_["shape"];
     if (!shape.is_array() || shape.size() > kTensorRankMax) {
-      return bad("shape is {}, it must be an array of at most {} dimensions", shown(shape),
+      return bad("shape is {}, it must be an array of at most {} dimensions", config::shown(shape),
                  kTensorRankMax);
     }
     uint64_t elements = 1;
     for (const json& dimension : shape) {
       if (!dimension.is_number_unsigned()) {
-        return bad("shape is {}, every dimension must be an integer of at least 0", shown(shape));
+        return bad("shape is {}, every dimension must be an integer of at least 0",
+                   config::shown(shape));
       }
       info.shape.push_back(dimension.get<uint64_t>());
       if (__builtin_mul_overflow(elements, info.shape.back(), &elements)) {
-        return bad("shape is {}, more elements than 64 bits can count", shown(shape));
+        return bad("shape is {}, more elements than 64 bits can count", config::shown(shape));
       }
     }
     return ok_status();
@@ -89,13 +90,13 @@ class TensorEntry {
     const json& offsets = entry_["data_offsets"];
     if (!offsets.is_array() || offsets.size() != 2 || !offsets[0].is_number_unsigned() ||
         !offsets[1].is_number_unsigned()) {
-      return bad("data_offsets is {}, it must be [begin, end]", shown(offsets));
+      return bad("data_offsets is {}, it must be [begin, end]", config::shown(offsets));
     }
     info.begin = offsets[0].get<uint64_t>();
     info.end = offsets[1].get<uint64_t>();
     if (info.begin > info.end || info.end > data_bytes) {
       return bad("data_offsets is {}, begin <= end <= {} (the bytes of data) must hold",
-                 shown(offsets), data_bytes);
+                 config::shown(offsets), data_bytes);
     }
     const std::optional<uint64_t> size = element_bytes(info.dtype);
     if (!size) return ok_status();
@@ -103,8 +104,8 @@ class TensorEntry {
     if (__builtin_mul_overflow(info.element_count(), *size, &expected) ||
         expected != info.end - info.begin) {
       return bad("data_offsets is {}, {} bytes; dtype {} and shape {} need {} elements of {} bytes",
-                 shown(offsets), info.end - info.begin, info.dtype, shown(entry_["shape"]),
-                 info.element_count(), *size);
+                 config::shown(offsets), info.end - info.begin, info.dtype,
+                 config::shown(entry_["shape"]), info.element_count(), *size);
     }
     return ok_status();
   }
@@ -119,7 +120,7 @@ Status check_metadata(const json& metadata, const std::string& origin) {
       std::all_of(metadata.begin(), metadata.end(), [](const json& v) { return v.is_string(); });
   if (valid) return ok_status();
   return invalid_argument("{}: __metadata__ is {}, it must be an object of strings", origin,
-                          shown(metadata));
+                          config::shown(metadata));
 }
 
 /// The tensors must follow each other and fill the data.
@@ -134,7 +135,7 @@ Status check_coverage(const TensorTable& tensors, uint64_t data_bytes, const std
   for (const auto* entry : order) {
     if (entry->second.begin != covered) {
       return invalid_argument("{}: tensor {}: data_offsets begins at {}, which {} {}", origin,
-                              in_quotes(entry->first), entry->second.begin,
+                              config::in_quotes(entry->first), entry->second.begin,
                               entry->second.begin < covered ? "overlaps another tensor that ends at"
                                                             : "leaves a hole after",
                               covered);
@@ -179,7 +180,7 @@ Status check_file_name(const std::string& tensor, const json& file, const std::s
   return invalid_argument(
       "{}: weight_map: tensor {} is said to be in {}, which is no file name inside "
       "the folder",
-      origin, in_quotes(tensor), shown(file));
+      origin, config::in_quotes(tensor), config::shown(file));
 }
 
 }  // namespace
@@ -207,7 +208,7 @@ Result<TensorTable> parse_safetensors_header(std::span<const std::byte> file,
   const std::string_view text(reinterpret_cast<const char*>(file.data()) + kLengthBytes,
                               data_begin - kLengthBytes);
   VOLLEY_ASSIGN_OR_RETURN(const json header,
-                          parse_json_object(text, kHeaderLimits, origin + ": header"));
+                          config::parse_json_object(text, kHeaderLimits, origin + ": header"));
   const uint64_t data_bytes = file.size() - data_begin;
   TensorTable tensors;
   for (const auto& [name, entry] : header.items()) {
@@ -215,7 +216,7 @@ Result<TensorTable> parse_safetensors_header(std::span<const std::byte> file,
       VOLLEY_RETURN_IF_ERROR(check_metadata(entry, origin));
       continue;
     }
-    const TensorEntry reader(entry, fmt::format("{}: tensor {}:", origin, in_quotes(name)));
+    const TensorEntry reader(entry, fmt::format("{}: tensor {}:", origin, config::in_quotes(name)));
     VOLLEY_ASSIGN_OR_RETURN(TensorInfo info, reader.read(data_bytes));
     tensors.emplace(name, std::move(info));
   }
@@ -229,11 +230,11 @@ Result<TensorTable> parse_safetensors_header(std::span<const std::byte> file,
 
 Result<std::map<std::string, std::string>> parse_safetensors_index(std::string_view text,
                                                                    const std::string& origin) {
-  VOLLEY_ASSIGN_OR_RETURN(const json index, parse_json_object(text, kIndexLimits, origin));
+  VOLLEY_ASSIGN_OR_RETURN(const json index, config::parse_json_object(text, kIndexLimits, origin));
   const auto weight_map = index.find("weight_map");
   if (weight_map == index.end() || !weight_map->is_object()) {
     return invalid_argument("{}: weight_map is {}, it must be an object", origin,
-                            weight_map == index.end() ? "missing" : shown(*weight_map));
+                            weight_map == index.end() ? "missing" : config::shown(*weight_map));
   }
   std::map<std::string, std::string> files;
   for (const auto& [tensor, file] : weight_map->items()) {
@@ -295,7 +296,7 @@ Result<SafetensorsFolder> SafetensorsFolder::open_sharded(const std::string& fol
     const auto info = file->tensors().find(tensor);
     if (info == file->tensors().end()) {
       return invalid_argument("{}: weight_map: tensor {} is said to be in {}, but is not there",
-                              path, in_quotes(tensor), in_quotes(name));
+                              path, config::in_quotes(tensor), config::in_quotes(name));
     }
     result.tensors_[tensor] = {file, &info->second};
   }
@@ -310,7 +311,7 @@ const SafetensorsFile* SafetensorsFolder::add(SafetensorsFile file) {
 Result<SafetensorsFolder::Tensor> SafetensorsFolder::find(const std::string& name) const {
   const auto found = tensors_.find(name);
   if (found != tensors_.end()) return found->second;
-  return not_found("{}: no tensor {} in {} safetensors file{}", folder_, in_quotes(name),
+  return not_found("{}: no tensor {} in {} safetensors file{}", folder_, config::in_quotes(name),
                    files_.size(), files_.size() == 1 ? "" : "s");
 }
 

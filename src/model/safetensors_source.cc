@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "json_reader.h"
+#include "volley/config/json_reader.h"
 
 namespace volley::model {
 
@@ -15,13 +15,14 @@ Result<kernels::SourceDType> SafetensorsSource::open_tensor(const std::string& n
   const TensorInfo& info = *tensor_.info;
   if (!std::equal(info.shape.begin(), info.shape.end(), shape.begin(), shape.end())) {
     return invalid_argument("{}: tensor {}: shape is [{}], config.json asks for [{}]",
-                            tensor_.file->path(), in_quotes(name), fmt::join(info.shape, ", "),
-                            fmt::join(shape, ", "));
+                            tensor_.file->path(), config::in_quotes(name),
+                            fmt::join(info.shape, ", "), fmt::join(shape, ", "));
   }
   const std::optional<kernels::SourceDType> dtype = source_dtype(info.dtype);
   if (!dtype) {
     return invalid_argument("{}: tensor {}: dtype is {}; supported: BF16, F16, F32",
-                            tensor_.file->path(), in_quotes(name), in_quotes(info.dtype));
+                            tensor_.file->path(), config::in_quotes(name),
+                            config::in_quotes(info.dtype));
   }
   element_bytes_ = source_dtype_bytes(*dtype);
   dropped_ = info.begin;

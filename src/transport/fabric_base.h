@@ -18,6 +18,7 @@ namespace volley::transport {
 enum class LinkState : uint8_t {
   kFree,
   kConnecting,
+  kAdmitting,  ///< A caller's, being made ready; only the backend knows of it.
   kOpen,
   kFailed,    ///< Gone; kClosed has not been reported.
   kReported,  ///< kClosed has been reported; the next poll() or close() takes the memory back.
@@ -247,7 +248,10 @@ class FabricBase : public Fabric {
   }
 
   void free_link(Link& link) {
-    if (link.state == LinkState::kConnecting || link.state == LinkState::kOpen) disconnect(link);
+    if (link.state == LinkState::kConnecting || link.state == LinkState::kAdmitting ||
+        link.state == LinkState::kOpen) {
+      disconnect(link);
+    }
     release(link);
     link.state = LinkState::kFree;
     link.announce = false;

@@ -11,6 +11,8 @@
 // everything that can be outstanding. A link may have several queue pairs (rails), on one port or
 // on several; large messages are spread over them.
 //
+// Connecting queue pairs may take the kernel a second, so a thread for each new link does it.
+//
 // Pulses go over a queue pair of their own with a completion queue of its own, because the thread
 // that gives them must not touch the engine's.
 //
@@ -29,6 +31,7 @@
 #include <atomic>
 #include <cstring>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <unordered_map>
 
@@ -67,10 +70,22 @@ struct Partial {
   Immediate first;
 };
 
+// The queue pairs of a link while they are being connected: the thread's alone until `done`.
+struct Joining {
+  std::vector<std::unique_ptr<rdma::QueuePair>> queue_pairs;  // The rails', then the pulses'.
+  std::vector<rdma::Endpoint> peers;
+  std::vector<std::shared_ptr<rdma::ProtectionDomain>> domains;  // As RdmaLink.
+  Status status;
+  std::atomic<bool> done{false};
+  std::thread thread;
+};
+
 struct RdmaLink : LinkCore {
   TcpCall call;  // While connecting.
   UniqueFd socket;
-  Mapping memory;  // Of this place in the table: ControlPage, incoming slots, outgoing slots.
+  std::unique_ptr<Joining> joining;
+  RdmaOffer offer;  // Ours; goes out with the welcome.
+  Mapping memory;   // Of this place in the table: ControlPage, incoming slots, outgoing slots.
   // By port; of one link. A broken queue pair outlives it and shares its domain.
   std::vector<std::shared_ptr<rdma::ProtectionDomain>> domains;
   std::vector<std::unique_ptr<rdma::MemoryRegion>> regions;
@@ -146,6 +161,8 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
     }
     closing_ = true;
     close_all();
+    for (const auto& joining : abandoned_) joining->thread.join();
+    abandoned_.clear();
     // Before the devices and queues, which are members of this class and not of its base.
     for (RdmaLink& link : links_) {
       link.regions.clear();
@@ -265,8 +282,9 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
   // --- Handshake.
 
   // Makes the queue pairs and what the peer must know of them.
-  Status prepare(RdmaLink& link, RdmaOffer& offer) {
+  Status prepare(RdmaLink& link) {
     VOLLEY_RETURN_IF_ERROR(broken_);
+    RdmaOffer& offer = link.offer = {};
     if (link.regions.size() != ports_.size()) VOLLEY_RETURN_IF_ERROR(register_memory(link));
     std::byte* base = link.memory.bytes().data();
     std::memset(base, 0, kControlBytes);
@@ -289,7 +307,7 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
                                           .domain = link.domains[port_of(i)].get()},
                                          *port.completions, port.receives.get()));
       const rdma::Endpoint& endpoint = link.rails[i].queue_pair->endpoint();
-      pairs_[key(port_of(i), endpoint.queue_pair)] = {link.id, i};
+      pairs_[key(port_of(i), endpoint.queue_pair)] = link.id;
       offer.rail[i] = make_rail_offer(endpoint, link.regions[port_of(i)]->rkey());
     }
     const std::lock_guard lock(pulse_mutex_);
@@ -318,28 +336,93 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
     return ok_status();
   }
 
-  Status join(RdmaLink& link, const RdmaOffer& peer) {
+  // Starts to connect the queue pairs; take_joined() goes on. Errors: kResourceExhausted.
+  Status start_joining(RdmaLink& link, const RdmaOffer& peer) {
+    auto joining = std::make_unique<Joining>();
+    joining->domains = link.domains;
     link.remote_slots = peer.slots_address;
     for (uint32_t i = 0; i < rail_count(); ++i) {
       link.rails[i].rkey = peer.rail[i].rkey;
-      VOLLEY_RETURN_IF_ERROR(
-          link.rails[i].queue_pair->connect(endpoint_of(peer.rail[i]), options_.rdma.data));
+      joining->peers.push_back(endpoint_of(peer.rail[i]));
+      joining->queue_pairs.push_back(std::move(link.rails[i].queue_pair));
+    }
+    {
+      const std::lock_guard lock(pulse_mutex_);
+      link.pulse_address = peer.pulse_address;
+      link.pulse_rkey = peer.pulse.rkey;
+      joining->peers.push_back(endpoint_of(peer.pulse));
+      joining->queue_pairs.push_back(std::move(link.pulse_pair));
+    }
+    link.joining = std::move(joining);
+    try {
+      link.joining->thread = std::thread([this, joining = link.joining.get()] { join(*joining); });
+    } catch (const std::system_error& error) {
+      restore_queue_pairs(link, std::move(link.joining));
+      return resource_exhausted("a thread to connect queue pairs: {}", error.what());
+    }
+    return ok_status();
+  }
+
+  // The body of a joining thread.
+  void join(Joining& joining) {
+    for (size_t i = 0; i < joining.queue_pairs.size() && joining.status.ok(); ++i) {
+      const bool pulses = i + 1 == joining.queue_pairs.size();
+      joining.status = joining.queue_pairs[i]->connect(
+          joining.peers[i], pulses ? options_.rdma.control : options_.rdma.data);
+    }
+    joining.done.store(true);
+    joined_.store(true);
+    waiter_.wake();
+  }
+
+  void restore_queue_pairs(RdmaLink& link, std::unique_ptr<Joining> joining) {
+    for (uint32_t i = 0; i < rail_count(); ++i) {
+      link.rails[i].queue_pair = std::move(joining->queue_pairs[i]);
     }
     const std::lock_guard lock(pulse_mutex_);
-    link.pulse_address = peer.pulse_address;
-    link.pulse_rkey = peer.pulse.rkey;
-    return link.pulse_pair->connect(endpoint_of(peer.pulse), options_.rdma.control);
+    link.pulse_pair = std::move(joining->queue_pairs.back());
+  }
+
+  void take_joined() {
+    if (!joined_.load(std::memory_order_relaxed) || !joined_.exchange(false)) return;
+    std::erase_if(abandoned_, [this](const std::unique_ptr<Joining>& joining) {
+      if (!joining->done.load()) return false;
+      joining->thread.join();
+      for (uint32_t i = 0; i < rail_count(); ++i) {
+        let_die(i, std::move(joining->queue_pairs[i]), joining->domains[port_of(i)]);
+      }
+      return true;
+    });
+    for (RdmaLink& link : links_) {
+      if (link.joining == nullptr || !link.joining->done.load()) continue;
+      auto joining = std::move(link.joining);
+      joining->thread.join();
+      const Status joined = joining->status.ok() ? broken_ : joining->status;
+      restore_queue_pairs(link, std::move(joining));
+      const Status status = !joined.ok()     ? joined
+                            : link.connector ? confirm(link)
+                                             : send_welcome(link);
+      if (status.ok()) continue;
+      if (link.connector) {
+        fail(link, status);
+      } else {
+        callers_.refuse(std::move(link.socket), now_, status);
+        FabricBase::close(link.id);
+      }
+    }
   }
 
   Status start(RdmaLink& link, const TcpAddress& target, const LinkKey& link_key) {
-    RdmaOffer offer;
-    VOLLEY_RETURN_IF_ERROR(prepare(link, offer));
-    VOLLEY_RETURN_IF_ERROR(link.call.start(target, options_, link_key,
-                                           std::as_bytes(std::span(&offer, 1)), sizeof(RdmaOffer)));
+    VOLLEY_RETURN_IF_ERROR(prepare(link));
+    VOLLEY_RETURN_IF_ERROR(link.call.start(
+        target, options_, link_key, std::as_bytes(std::span(&link.offer, 1)), sizeof(RdmaOffer)));
     return waiter_.add(link.call.fd(), EPOLLIN | EPOLLOUT, kLinkTag | link.id.value);
   }
 
   Status continue_handshake(RdmaLink& link) {
+    if (link.joining != nullptr) {
+      return silent(link) ? ok_status() : unavailable("the listener hung up during the handshake");
+    }
     const bool sent_before = link.call.sent();
     VOLLEY_ASSIGN_OR_RETURN(const bool accepted, link.call.advance());
     if (link.call.sent() && !sent_before) {
@@ -349,8 +432,18 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
     RdmaOffer offer;
     std::memcpy(&offer, link.call.answer().data(), sizeof offer);
     VOLLEY_RETURN_IF_ERROR(check_offer(offer));
-    VOLLEY_RETURN_IF_ERROR(join(link, offer));
     link.socket = link.call.take_socket();
+    return start_joining(link, offer);
+  }
+
+  // Nothing has come on the socket, its end neither.
+  static bool silent(const RdmaLink& link) {
+    std::byte byte{};
+    return ::recv(link.socket.get(), &byte, 1, MSG_PEEK) < 0 && (errno == EAGAIN || errno == EINTR);
+  }
+
+  // The connecting side is ready, and says so.
+  Status confirm(RdmaLink& link) {
     if (::send(link.socket.get(), &kConfirm, 1, MSG_NOSIGNAL) != 1) {
       return unavailable("confirming the link: {}", errno_text(errno));
     }
@@ -360,7 +453,7 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
     return ok_status();
   }
 
-  // Opens a link and takes the socket over, or leaves it for the refusal.
+  // Takes a link and the socket, or leaves the socket for the refusal.
   Status admit(const TcpCallers::Greeting& greeting) {
     RdmaOffer offer;
     std::memcpy(&offer, greeting.offer.data(), sizeof offer);
@@ -368,34 +461,35 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
     RdmaLink* link = take_link();
     if (link == nullptr) return links_exhausted();
     link->connector = false;
-    const auto wire_link = static_cast<uint32_t>(random_u64());
-    const Status status = welcome(*link, offer, wire_link, greeting.socket);
+    Status status = prepare(*link);
+    if (status.ok()) status = start_joining(*link, offer);
     if (!status.ok()) {
       disconnect(*link);
       release(*link);
       return status;
     }
+    link->state = LinkState::kAdmitting;
+    link->deadline = now_ + options_.connect_timeout;
+    link->peer = identity_of(greeting.hello);
     link->socket = std::move(greeting.socket);
     waiter_.modify(link->socket.get(), EPOLLIN, kLinkTag | link->id.value);
-    // Pulses start with the confirmation: until then the peer's queue pairs may not be ready.
-    opened(*link, identity_of(greeting.hello), wire_link);
     return ok_status();
   }
 
-  Status welcome(RdmaLink& link, const RdmaOffer& theirs, uint32_t wire_link,
-                 const UniqueFd& socket) {
+  // The listening side is ready, and says so. Pulses start with the confirmation: until then the
+  // peer's queue pairs may not be.
+  Status send_welcome(RdmaLink& link) {
+    const auto wire_link = static_cast<uint32_t>(random_u64());
     struct {
       Welcome welcome;
       RdmaOffer offer;
-    } answer;
+    } answer{make_welcome(options_, wire_link), link.offer};
     static_assert(sizeof answer == sizeof(Welcome) + sizeof(RdmaOffer));
-    VOLLEY_RETURN_IF_ERROR(prepare(link, answer.offer));
-    VOLLEY_RETURN_IF_ERROR(join(link, theirs));
-    answer.welcome = make_welcome(options_, wire_link);
     // The buffer of a new connection holds far more than this.
-    if (::send(socket.get(), &answer, sizeof answer, MSG_NOSIGNAL) != sizeof answer) {
+    if (::send(link.socket.get(), &answer, sizeof answer, MSG_NOSIGNAL) != sizeof answer) {
       return unavailable("sending the welcome: {}", errno_text(errno));
     }
+    opened(link, link.peer, wire_link);
     return ok_status();
   }
 
@@ -581,8 +675,12 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
       waiter_.fetch();
       waiter_.drain([this](uint64_t tag, uint32_t) { handle(tag); });
     }
+    take_joined();
     take_pulse_failures();
     callers_.expire(now_);
+    for (RdmaLink& link : links_) {
+      if (link.state == LinkState::kAdmitting && now_ >= link.deadline) FabricBase::close(link.id);
+    }
     bury([this](const DyingPair& pair) { return now_ >= pair.deadline; });
   }
 
@@ -604,6 +702,8 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
     if (link == nullptr) return;
     if (link->state == LinkState::kConnecting) {
       if (const Status status = continue_handshake(*link); !status.ok()) fail(*link, status);
+    } else if (link->state == LinkState::kAdmitting) {
+      if (!silent(*link)) FabricBase::close(link->id);
     } else if (link->state == LinkState::kOpen) {
       hear_socket(*link);
     }
@@ -667,7 +767,7 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
   void take_receive(uint32_t port, const rdma::Completion& completion) {
     const auto pair = pairs_.find(key(port, completion.queue_pair));
     if (pair == pairs_.end()) return;
-    RdmaLink* link = find(pair->second.link);
+    RdmaLink* link = find(pair->second);
     if (link == nullptr || link->state != LinkState::kOpen) return;
     if (completion.status != rdma::CompletionStatus::kOk)
       return fail(*link, failure(*link, completion.status));
@@ -777,7 +877,7 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
   void fail_pair(uint32_t port, uint32_t queue_pair) {
     const auto pair = pairs_.find(key(port, queue_pair));
     if (pair == pairs_.end()) return;
-    const LinkId id = pair->second.link;
+    const LinkId id = pair->second;
     while (take_completions()) {
     }
     RdmaLink* link = find(id);
@@ -813,25 +913,37 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
   Nanos idle_deadline() const override {
     Nanos deadline = callers_.deadline();
     for (const DyingPair& pair : dying_) deadline = std::min(deadline, pair.deadline);
+    for (const RdmaLink& link : links_) {
+      if (link.state == LinkState::kAdmitting) deadline = std::min(deadline, link.deadline);
+    }
     return deadline;
   }
 
   void disconnect(RdmaLink& link) override {
     link.call.reset();
     link.socket.reset();
+    if (link.joining != nullptr) {
+      abandoned_.push_back(std::move(link.joining));
+      joined_.store(true);  // It may be done already.
+    }
     for (uint32_t i = 0; i < link.rails.size(); ++i) {
-      auto queue_pair = std::move(link.rails[i].queue_pair);
-      if (queue_pair == nullptr) continue;
-      pairs_.erase(key(port_of(i), queue_pair->endpoint().queue_pair));
-      queue_pair->fail();
-      dying_.push_back({link.domains[port_of(i)], std::move(queue_pair), port_of(i),
-                        monotonic_now() + kDyingTime});
+      if (link.rails[i].queue_pair == nullptr) continue;
+      let_die(i, std::move(link.rails[i].queue_pair), link.domains[port_of(i)]);
     }
     const std::lock_guard lock(pulse_mutex_);
     take_pulse_completions();
     link.pulsing = false;
     link.pulse_failure = rdma::CompletionStatus::kOk;
     link.pulse_pair.reset();
+  }
+
+  void let_die(uint32_t rail, std::unique_ptr<rdma::QueuePair> queue_pair,
+               std::shared_ptr<rdma::ProtectionDomain> domain) {
+    const uint32_t port = port_of(rail);
+    pairs_.erase(key(port, queue_pair->endpoint().queue_pair));
+    queue_pair->fail();
+    dying_.push_back(
+        {std::move(domain), std::move(queue_pair), port, monotonic_now() + kDyingTime});
   }
 
   void release(RdmaLink& link) override {
@@ -845,11 +957,6 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
     return uint64_t{port} << 32 | queue_pair;
   }
 
-  struct PairOwner {
-    LinkId link;
-    uint32_t rail = 0;
-  };
-
   static constexpr uint32_t kInlineBytes = 128;
 
   // Before everything that is made of the devices.
@@ -857,8 +964,10 @@ class RdmaFabric final : public FabricBase<RdmaLink> {
   std::unique_ptr<rdma::CompletionQueue> pulse_completions_;
   uint32_t send_depth_ = 0;
   TcpCallers callers_;
-  std::unordered_map<uint64_t, PairOwner> pairs_;
+  std::unordered_map<uint64_t, LinkId> pairs_;
   std::vector<DyingPair> dying_;
+  std::vector<std::unique_ptr<Joining>> abandoned_;  // Their links are gone.
+  std::atomic<bool> joined_{false};                  // Some Joining is done.
   Status broken_;  // A port or a shared queue; nothing can be carried any more.
   bool slept_ = true;
   bool closing_ = false;

@@ -131,12 +131,23 @@ void TcpCallers::accept(Nanos now) {
     tune(socket.get(), options_);
     const uint64_t serial = ++serial_ & 0x7fffffff;
     if (!waiter_.add(socket.get(), EPOLLIN, kCallerTag | serial).ok()) return;
-    Caller& caller = callers_.emplace_back();
-    caller.socket = std::move(socket);
-    caller.serial = serial;
-    caller.deadline = now + options_.connect_timeout;
-    caller.offer.resize(offer_bytes_);
+    add_caller(std::move(socket), serial, now).offer.resize(offer_bytes_);
   }
+}
+
+TcpCallers::Caller& TcpCallers::add_caller(UniqueFd socket, uint64_t serial, Nanos now) {
+  Caller& caller = callers_.emplace_back();
+  caller.socket = std::move(socket);
+  caller.serial = serial;
+  caller.deadline = now + options_.connect_timeout;
+  return caller;
+}
+
+void TcpCallers::refuse(UniqueFd socket, Nanos now, const Status& why) {
+  if (callers_.size() == kCallersMax) return;  // Hung up on, as in accept().
+  const uint64_t serial = ++serial_ & 0x7fffffff;
+  waiter_.modify(socket.get(), EPOLLIN, kCallerTag | serial);
+  refuse(add_caller(std::move(socket), serial, now), why);
 }
 
 // False when the caller is done with: refused and gone, lost, or a link by now.

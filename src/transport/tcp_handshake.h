@@ -71,6 +71,8 @@ class TcpCallers {
   }
   /// `admit` takes the socket over, or fails and leaves it: then the caller is told the reason.
   void handle(uint64_t tag, Nanos now, absl::FunctionRef<Status(Greeting)> admit);
+  /// Tells a caller whose socket `admit` took why it gets no link after all.
+  void refuse(UniqueFd socket, Nanos now, const Status& why);
   void expire(Nanos now);
   Nanos deadline() const;
 
@@ -90,6 +92,7 @@ class TcpCallers {
   static constexpr uint64_t kCallerTag = uint64_t{1} << 32;  // | serial, 31 bits
 
   void accept(Nanos now);
+  Caller& add_caller(UniqueFd socket, uint64_t serial, Nanos now);
   bool hear(Caller& caller, absl::FunctionRef<Status(Greeting)> admit);
   bool refuse(Caller& caller, const Status& why);
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <condition_variable>
 #include <cstring>
 #include <deque>
 #include <mutex>
@@ -108,6 +109,9 @@ class Net {
   }
 
   std::mutex mutex;
+  std::condition_variable connects;  ///< Some may go on.
+  std::vector<Gid> holding;
+  uint32_t held = 0;  ///< Threads that wait for `connects`.
   const FakeNetworkOptions options;
   FakeFaults faults;
   SplitMix64 rng;
@@ -708,7 +712,12 @@ FakeQueuePair::~FakeQueuePair() {
 
 Status FakeQueuePair::connect(const Endpoint& peer, const ConnectionOptions& options) {
   Net& net = *device.net;
-  const std::lock_guard lock(net.mutex);
+  std::unique_lock lock(net.mutex);
+  ++net.held;
+  net.connects.wait(lock, [&] {
+    return std::find(net.holding.begin(), net.holding.end(), endpoint_.gid) == net.holding.end();
+  });
+  --net.held;
   VOLLEY_RETURN_IF_ERROR(device.alive());
   const std::string& name = device.attributes().name;
   if (state_ != State::kIdle) {
@@ -1026,6 +1035,18 @@ void FakeNetwork::break_device(Device& device) {
   fake_of(device).raise(AsyncEventKind::kDeviceFatal);
   fake_of(device).die();
   net_->progress();
+}
+
+void FakeNetwork::hold_connects(const Gid& gid, bool held) {
+  const std::lock_guard lock(net_->mutex);
+  std::erase(net_->holding, gid);
+  if (held) net_->holding.push_back(gid);
+  net_->connects.notify_all();
+}
+
+uint32_t FakeNetwork::held_connects() const {
+  const std::lock_guard lock(net_->mutex);
+  return net_->held;
 }
 
 void FakeNetwork::set_port(const Gid& gid, bool up) {

@@ -83,6 +83,11 @@ class FakeNetwork {
   void break_device(Device& device);
   /// Pulls or plugs the cable of a port: kPortDown or kPortUp at all its devices.
   void set_port(const Gid& gid, bool up);
+  /// connect() of the port's queue pairs blocks, as where the kernel looks for the peer's hardware
+  /// address, until this is called again with false: before anything of the port is destroyed.
+  void hold_connects(const Gid& gid, bool held);
+  /// Threads in a connect() that is held.
+  uint32_t held_connects() const;
 
   /// Moves one queue pair, chosen by the seed, by one step: some pieces, a receive, a completion, a
   /// failed attempt. False when none can move.

@@ -222,6 +222,111 @@ TEST_F(RdmaFabricTest, ManyBrokenLinksLeaveTheSharedQueuesWhole) {
   }
 }
 
+// Connecting a queue pair blocks while the kernel looks for the peer's hardware address.
+class SlowJoinTest : public RdmaFabricTest {
+ protected:
+  void SetUp() override {
+    open(attention_options(), expert_options());
+    FabricOptions options = node_options("expert-1", "127.0.0.1:0");
+    options.connect_timeout = 200 * kMillisecond;
+    other = make(options, 2);
+  }
+  void TearDown() override {
+    network.hold_connects(gid_of(0), false);
+    network.hold_connects(gid_of(2), false);
+  }
+  // Starts a link to the other expert node and stops it where `node` connects its queue pairs.
+  LinkId start_and_hold(uint8_t node) {
+    network.hold_connects(gid_of(node), true);
+    const auto id = attention.fabric->connect(other.fabric->address(), kKey);
+    EXPECT_TRUE(id.ok()) << id.status();
+    EXPECT_TRUE(pump({&attention, &expert, &other}, [&] { return network.held_connects() == 1; }));
+    return *id;
+  }
+  FabricEvent next(Node& node, EventKind kind) {
+    return pump_for({&attention, &expert, &other}, node, kind);
+  }
+  void exchange_some() {
+    for (uint32_t slot = 0; slot < 6; ++slot) exchange(slot, ++sequence_, 3, 4);
+  }
+
+  Node other;
+  std::vector<Node> late;
+
+ private:
+  uint64_t sequence_ = 0;
+};
+
+TEST_F(SlowJoinTest, HoldsNobodyUp) {
+  for (const uint8_t slow : {2, 0}) {
+    const LinkId id = start_and_hold(slow);
+    exchange_some();
+    EXPECT_TRUE(attention.events.empty());
+    network.hold_connects(gid_of(slow), false);
+    EXPECT_EQ(next(attention, EventKind::kOpened).link, id);
+    const LinkId theirs = next(other, EventKind::kOpened).link;
+    attention.fabric->close(id);
+    EXPECT_EQ(next(other, EventKind::kClosed).link, theirs);
+  }
+}
+
+TEST_F(SlowJoinTest, EndsInTimeAtBothEnds) {
+  FabricOptions options = attention_options();
+  options.connect_timeout = 100 * kMillisecond;
+  Node hasty = make(options, 3);
+  network.hold_connects(gid_of(2), true);
+  ASSERT_TRUE(hasty.fabric->connect(other.fabric->address(), kKey).ok());
+  EXPECT_EQ(pump_for({&hasty, &other}, hasty, EventKind::kClosed).code,
+            StatusCode::kDeadlineExceeded);
+  // Until the listener has looked at the socket, too.
+  const Nanos seen = monotonic_now() + 5 * kMillisecond;
+  EXPECT_TRUE(pump({&other}, [&] { return monotonic_now() > seen; }));
+  network.hold_connects(gid_of(2), false);
+  EXPECT_TRUE(pump({&other}, [&] { return network.held_connects() == 0; }));
+  // The listener has never told of it, and its place is free: all of them can be taken.
+  EXPECT_TRUE(other.events.empty());
+  for (uint32_t i = 0; i < other.options.links_max; ++i) {
+    hasty = make(attention_options(), static_cast<uint8_t>(4 + i));
+    ASSERT_TRUE(hasty.fabric->connect(other.fabric->address(), kKey).ok());
+    pump_for({&hasty, &other}, hasty, EventKind::kOpened);
+    pump_for({&hasty, &other}, other, EventKind::kOpened);
+    late.push_back(std::move(hasty));
+  }
+}
+
+TEST_F(SlowJoinTest, MayBeClosedMeanwhile) {
+  const LinkId first = start_and_hold(0);
+  // The listener has opened its end and sees it close.
+  next(other, EventKind::kOpened);
+  attention.fabric->close(first);
+  next(other, EventKind::kClosed);
+  exchange_some();
+  // Its queue pairs are connected while the next link opens.
+  ASSERT_TRUE(attention.fabric->connect(other.fabric->address(), kKey).ok());
+  EXPECT_TRUE(pump({&attention, &other}, [&] { return network.held_connects() == 2; }));
+  network.hold_connects(gid_of(0), false);
+  EXPECT_NE(next(attention, EventKind::kOpened).link, first);
+  next(other, EventKind::kOpened);
+  exchange_some();
+}
+
+TEST_F(SlowJoinTest, FailureOfTheListenerReachesTheCaller) {
+  rdma::FakeDeviceOptions device;
+  device.link_layer = rdma::LinkLayer::kInfiniBand;
+  device.lid = 7;
+  auto fabric = try_make(node_options("expert-2", "127.0.0.1:0"), 5, 1, device);
+  ASSERT_TRUE(fabric.ok()) << fabric.status();
+  Node foreign;
+  foreign.fabric = std::move(fabric).value();
+  const auto id = attention.fabric->connect(foreign.fabric->address(), kKey);
+  ASSERT_TRUE(id.ok()) << id.status();
+  EXPECT_EQ(pump_for({&attention, &foreign}, attention, EventKind::kClosed).code,
+            StatusCode::kFailedPrecondition);
+  EXPECT_NE(attention.fabric->close_reason(*id).find("link layer"), std::string::npos)
+      << attention.fabric->close_reason(*id);
+  EXPECT_TRUE(foreign.events.empty());
+}
+
 TEST_F(RdmaFabricTest, RandomFaultsOfTheWireLoseNothing) {
   for (uint64_t seed = 1; seed <= 4; ++seed) {
     network.set_faults(

@@ -14,9 +14,9 @@ namespace volley::engine {
 struct StageTimerOptions {
   kernels::DType dtype = kernels::DType::kBf16;
   uint32_t threads = 1;
-  std::vector<uint32_t> cores{};  ///< None, or one for each thread.
-  uint32_t rows_max = 64;         ///< Of a step, and of one expert's group.
-  uint32_t context_max = 1024;    ///< Of one sequence.
+  std::vector<uint32_t> cores{};    ///< None, or one for each thread.
+  uint32_t rows_max = 64;           ///< Of a step, and of one expert's group.
+  uint32_t context_max = 1024;      ///< Of one sequence.
   uint32_t kv_tokens_max = 65'536;  ///< Of all sequences of a step.
 };
 

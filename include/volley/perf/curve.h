@@ -23,6 +23,7 @@ class Curve {
 
   double at(double x) const;
   const std::vector<Point>& points() const { return points_; }
+  bool operator==(const Curve&) const = default;
 
  private:
   explicit Curve(std::vector<Point> points) : points_(std::move(points)) {}

@@ -34,6 +34,8 @@ struct Efficiency {
   double step_s = 0;          ///< Per step of a micro-batch: scheduling, sampling, copies.
   double collective_s = 0;    ///< Latency of one collective inside a node.
   double message_s = 0;       ///< Latency of one M2N phase, whatever its size: alpha.
+
+  bool operator==(const Efficiency&) const = default;
 };
 
 /// One GPU, or one CPU node. Rates are of one device and one direction.
@@ -54,8 +56,11 @@ struct Device {
   double usable_memory = 0.92;
   Efficiency efficiency;
 
+  bool operator==(const Device&) const = default;
+
   double usable_bytes() const { return memory_bytes * usable_memory; }
-  /// The rate at which weights of `format` are multiplied: its own, else of the next larger format.
+  /// The rate at which weights of `format` are multiplied: its own, else of the next larger format;
+  /// 0 when there is none, which no device from a file has.
   double flops_of(NumberFormat format) const;
 };
 

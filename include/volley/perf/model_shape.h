@@ -86,6 +86,8 @@ double sequence_kv_bytes(const ModelShape& model, double tokens);
 /// architecture that is not known: its name and what is).
 Result<ModelShape> load_model_shape(const std::string& path);
 Result<ModelShape> parse_model_shape(const std::string& yaml, const std::string& origin);
+/// A config.json. The model is named after the folder in `origin`, else after its architecture.
+Result<ModelShape> parse_config_json(const std::string& json, const std::string& origin);
 /// "mixtral-8x22b" -> DIRECTORY/mixtral-8x22b.yaml; else load_model_shape(name).
 /// Errors: as load_model_shape(); kNotFound lists the names in `directory`.
 Result<ModelShape> find_model_shape(const std::string& directory, const std::string& name);

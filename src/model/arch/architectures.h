@@ -3,7 +3,7 @@
 #include <span>
 #include <string>
 
-#include "../config_reader.h"
+#include "volley/config/json_fields.h"
 #include "volley/model/model_spec.h"
 
 namespace volley::model {
@@ -13,7 +13,7 @@ namespace volley::model {
 /// place).
 struct Architecture {
   const char* name;
-  Result<ModelSpec> (*fill)(const ConfigReader& config);
+  Result<ModelSpec> (*fill)(const config::JsonFields& config);
 };
 
 /// Every supported architecture. A new one is a file beside this one and a line in the table.

@@ -9,22 +9,23 @@ using nlohmann::json;
 
 // Bounds far above any model that exists: they keep a hostile file from asking for absurd memory
 // and all sizes derived from them inside 64 bits.
-constexpr ConfigReader::Range kHidden{1, 1u << 16};
-constexpr ConfigReader::Range kLayers{1, 512};
-constexpr ConfigReader::Range kHeads{1, 1024};
-constexpr ConfigReader::Range kHeadDim{2, 256};
-constexpr ConfigReader::Range kFfn{1, 1u << 18};
-constexpr ConfigReader::Range kExperts{1, kernels::kExpertsMax};
-constexpr ConfigReader::Range kTopK{1, kernels::kTopkMax};
-constexpr ConfigReader::Range kVocab{1, 1u << 22};
+constexpr config::JsonFields::Range kHidden{1, 1u << 16};
+constexpr config::JsonFields::Range kLayers{1, 512};
+constexpr config::JsonFields::Range kHeads{1, 1024};
+constexpr config::JsonFields::Range kHeadDim{2, 256};
+constexpr config::JsonFields::Range kFfn{1, 1u << 18};
+constexpr config::JsonFields::Range kExperts{1, kernels::kExpertsMax};
+constexpr config::JsonFields::Range kTopK{1, kernels::kTopkMax};
+constexpr config::JsonFields::Range kVocab{1, 1u << 22};
 
 /// One of the places where a file may describe the rotary embedding. Reads rope_theta from it when
 /// it is there, and refuses what would change the angles.
-Status read_rope(const ConfigReader& rope, std::optional<double>& theta) {
+Status read_rope(const config::JsonFields& rope, std::optional<double>& theta) {
   for (const char* field : {"rope_type", "type"}) {
     VOLLEY_ASSIGN_OR_RETURN(const std::string type, rope.text_or(field, "default"));
     if (type != "default") {
-      return rope.unsupported(field, "is {}; only \"default\" is supported", in_quotes(type));
+      return rope.unsupported(field, "is {}; only \"default\" is supported",
+                              config::in_quotes(type));
     }
   }
   if (rope.find("partial_rotary_factor") != nullptr) {
@@ -43,7 +44,7 @@ Status read_rope(const ConfigReader& rope, std::optional<double>& theta) {
 
 /// transformers 4 has rope_theta at the top and rope_scaling beside it, transformers 5
 /// rope_parameters.
-Result<double> read_rope_theta(const ConfigReader& config, double absent) {
+Result<double> read_rope_theta(const config::JsonFields& config, double absent) {
   std::optional<double> theta;
   if (config.find("rope_theta") != nullptr) {
     VOLLEY_ASSIGN_OR_RETURN(theta, config.number("rope_theta", 1, 1e12));
@@ -57,30 +58,30 @@ Result<double> read_rope_theta(const ConfigReader& config, double absent) {
   for (const char* field : {"rope_parameters", "rope_scaling"}) {
     VOLLEY_ASSIGN_OR_RETURN(const json* nested, config.object(field));
     if (nested == nullptr) continue;
-    const ConfigReader rope(*nested, config.origin() + ": " + field);
+    const config::JsonFields rope(*nested, config.origin() + ": " + field);
     VOLLEY_RETURN_IF_ERROR(read_rope(rope, theta));
   }
   return theta.value_or(absent);
 }
 
 /// Fields that would change the arithmetic in a way that no kernel implements.
-Status refuse_unsupported_arithmetic(const ConfigReader& config) {
+Status refuse_unsupported_arithmetic(const config::JsonFields& config) {
   VOLLEY_ASSIGN_OR_RETURN(const std::string activation, config.text_or("hidden_act", "silu"));
   if (activation != "silu") {
     return config.unsupported("hidden_act", "is {}; only \"silu\" is supported",
-                              in_quotes(activation));
+                              config::in_quotes(activation));
   }
   if (const json* quantization = config.find("quantization_config")) {
     return config.unsupported("quantization_config",
                               "is {}; only plain bf16, f16 and f32 weights are supported",
-                              shown(*quantization));
+                              config::shown(*quantization));
   }
   return ok_status();
 }
 
 }  // namespace
 
-Result<ModelSpec> read_decoder(const ConfigReader& config, double rope_theta_default) {
+Result<ModelSpec> read_decoder(const config::JsonFields& config, double rope_theta_default) {
   VOLLEY_RETURN_IF_ERROR(refuse_unsupported_arithmetic(config));
   ModelSpec spec;
   VOLLEY_ASSIGN_OR_RETURN(spec.vocab, config.integer("vocab_size", kVocab));
@@ -94,7 +95,7 @@ Result<ModelSpec> read_decoder(const ConfigReader& config, double rope_theta_def
   return spec;
 }
 
-Result<AttentionSpec> read_attention(const ConfigReader& config, uint32_t hidden) {
+Result<AttentionSpec> read_attention(const config::JsonFields& config, uint32_t hidden) {
   AttentionSpec attention;
   VOLLEY_ASSIGN_OR_RETURN(attention.heads, config.integer("num_attention_heads", kHeads));
   VOLLEY_ASSIGN_OR_RETURN(attention.kv_heads,
@@ -122,7 +123,7 @@ Result<AttentionSpec> read_attention(const ConfigReader& config, uint32_t hidden
   return attention;
 }
 
-Result<MoeSpec> read_moe(const ConfigReader& config, const std::string& ffn_field,
+Result<MoeSpec> read_moe(const config::JsonFields& config, const std::string& ffn_field,
                          const std::string& experts_field) {
   MoeSpec moe;
   VOLLEY_ASSIGN_OR_RETURN(moe.ffn, config.integer(ffn_field, kFfn));
@@ -135,8 +136,8 @@ Result<MoeSpec> read_moe(const ConfigReader& config, const std::string& ffn_fiel
   return moe;
 }
 
-Status add_layers(const ConfigReader& config, const AttentionSpec& attention, const MoeSpec& moe,
-                  ModelSpec& spec) {
+Status add_layers(const config::JsonFields& config, const AttentionSpec& attention,
+                  const MoeSpec& moe, ModelSpec& spec) {
   VOLLEY_ASSIGN_OR_RETURN(const uint32_t layers, config.integer("num_hidden_layers", kLayers));
   for (uint32_t layer = 0; layer < layers; ++layer) {
     spec.layers.push_back({attention, moe, fmt::format("model.layers.{}.", layer)});

@@ -28,7 +28,7 @@ const TensorNames& tensor_names() {
 
 }  // namespace
 
-Result<ModelSpec> fill_mixtral(const ConfigReader& config) {
+Result<ModelSpec> fill_mixtral(const config::JsonFields& config) {
   VOLLEY_ASSIGN_OR_RETURN(ModelSpec spec, read_decoder(config, kRopeThetaDefault));
   spec.names = tensor_names();
   VOLLEY_ASSIGN_OR_RETURN(AttentionSpec attention, read_attention(config, spec.hidden));

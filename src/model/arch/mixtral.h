@@ -1,6 +1,6 @@
 #pragma once
 
-#include "../config_reader.h"
+#include "volley/config/json_fields.h"
 #include "volley/model/model_spec.h"
 
 namespace volley::model {
@@ -9,6 +9,6 @@ namespace volley::model {
 /// not depend on the size of the model: num_key_value_heads, head_dim, rope_theta, sliding_window,
 /// tie_word_embeddings, hidden_act. All sizes must be there.
 /// Errors: kInvalidArgument (a missing or bad field), kFailedPrecondition (an unsupported feature).
-Result<ModelSpec> fill_mixtral(const ConfigReader& config);
+Result<ModelSpec> fill_mixtral(const config::JsonFields& config);
 
 }  // namespace volley::model

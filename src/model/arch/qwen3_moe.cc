@@ -29,7 +29,7 @@ const TensorNames& tensor_names() {
 }
 
 /// Fields that would give layers or projections of a kind that the engine does not have.
-Status refuse_unsupported(const ConfigReader& config) {
+Status refuse_unsupported(const config::JsonFields& config) {
   // Biases of the projections, and a window whose layers max_window_layers chooses.
   for (const char* field : {"attention_bias", "use_sliding_window"}) {
     VOLLEY_ASSIGN_OR_RETURN(const bool set, config.boolean_or(field, false));
@@ -45,22 +45,23 @@ Status refuse_unsupported(const ConfigReader& config) {
   const nlohmann::json* dense = config.find("mlp_only_layers");
   if (dense == nullptr) return ok_status();
   if (!dense->is_array()) {
-    return config.bad("mlp_only_layers", "is {}, it must be a list", shown(*dense));
+    return config.bad("mlp_only_layers", "is {}, it must be a list", config::shown(*dense));
   }
   if (!dense->empty()) {
     return config.unsupported("mlp_only_layers", "is {}; only [] (no dense layers) is supported",
-                              shown(*dense));
+                              config::shown(*dense));
   }
   return ok_status();
 }
 
 /// transformers 4 and published checkpoints say num_experts, transformers 5 num_local_experts.
-Result<MoeSpec> read_experts(const ConfigReader& config) {
+Result<MoeSpec> read_experts(const config::JsonFields& config) {
   const bool renamed = config.find("num_local_experts") != nullptr;
   if (renamed && config.find("num_experts") != nullptr &&
       *config.find("num_experts") != *config.find("num_local_experts")) {
     return config.bad("num_experts", "is {}, but num_local_experts is {}",
-                      shown(*config.find("num_experts")), shown(*config.find("num_local_experts")));
+                      config::shown(*config.find("num_experts")),
+                      config::shown(*config.find("num_local_experts")));
   }
   VOLLEY_ASSIGN_OR_RETURN(MoeSpec moe, read_moe(config, "moe_intermediate_size",
                                                 renamed ? "num_local_experts" : "num_experts"));
@@ -70,7 +71,7 @@ Result<MoeSpec> read_experts(const ConfigReader& config) {
 
 }  // namespace
 
-Result<ModelSpec> fill_qwen3_moe(const ConfigReader& config) {
+Result<ModelSpec> fill_qwen3_moe(const config::JsonFields& config) {
   VOLLEY_RETURN_IF_ERROR(refuse_unsupported(config));
   VOLLEY_ASSIGN_OR_RETURN(ModelSpec spec, read_decoder(config, kRopeThetaDefault));
   spec.names = tensor_names();

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "../config_reader.h"
+#include "volley/config/json_fields.h"
 #include "volley/model/model_spec.h"
 
 namespace volley::model {
@@ -13,6 +13,6 @@ namespace volley::model {
 /// and sliding_window, which are not read: only dense layers and windows would use them.
 /// Errors: kInvalidArgument (a missing or bad field), kFailedPrecondition (an unsupported feature:
 /// dense layers, biases, windows).
-Result<ModelSpec> fill_qwen3_moe(const ConfigReader& config);
+Result<ModelSpec> fill_qwen3_moe(const config::JsonFields& config);
 
 }  // namespace volley::model

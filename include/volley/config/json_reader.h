@@ -7,7 +7,7 @@
 
 #include "volley/base/status.h"
 
-namespace volley::model {
+namespace volley::config {
 
 /// What a file from outside may cost before it is refused.
 struct JsonLimits {
@@ -28,4 +28,4 @@ std::string in_quotes(std::string_view text);
 /// A JSON value for an error message, cut after 100 bytes.
 std::string shown(const nlohmann::json& value);
 
-}  // namespace volley::model
+}  // namespace volley::config

@@ -1,15 +1,15 @@
-#include "config_reader.h"
+#include "volley/config/json_fields.h"
 
-namespace volley::model {
+namespace volley::config {
 
 using nlohmann::json;
 
-const json* ConfigReader::find(const std::string& field) const {
+const json* JsonFields::find(const std::string& field) const {
   const auto found = object_.find(field);
   return found == object_.end() || found->is_null() ? nullptr : &*found;
 }
 
-Result<uint32_t> ConfigReader::integer(const std::string& field, Range range) const {
+Result<uint32_t> JsonFields::integer(const std::string& field, Range range) const {
   const json* value = find(field);
   if (value == nullptr) {
     return bad(field, "is missing, it must be an integer from {} to {}", range.min, range.max);
@@ -23,13 +23,13 @@ Result<uint32_t> ConfigReader::integer(const std::string& field, Range range) co
   return value->get<uint32_t>();
 }
 
-Result<uint32_t> ConfigReader::integer_or(const std::string& field, Range range,
-                                          uint32_t absent) const {
+Result<uint32_t> JsonFields::integer_or(const std::string& field, Range range,
+                                        uint32_t absent) const {
   if (find(field) == nullptr) return absent;
   return integer(field, range);
 }
 
-Result<double> ConfigReader::number(const std::string& field, double min, double max) const {
+Result<double> JsonFields::number(const std::string& field, double min, double max) const {
   const json* value = find(field);
   if (value == nullptr)
     return bad(field, "is missing, it must be a number from {} to {}", min, max);
@@ -40,22 +40,21 @@ Result<double> ConfigReader::number(const std::string& field, double min, double
   return value->get<double>();
 }
 
-Result<bool> ConfigReader::boolean_or(const std::string& field, bool absent) const {
+Result<bool> JsonFields::boolean_or(const std::string& field, bool absent) const {
   const json* value = find(field);
   if (value == nullptr) return absent;
   if (!value->is_boolean()) return bad(field, "is {}, it must be true or false", shown(*value));
   return value->get<bool>();
 }
 
-Result<std::string> ConfigReader::text_or(const std::string& field,
-                                          const std::string& absent) const {
+Result<std::string> JsonFields::text_or(const std::string& field, const std::string& absent) const {
   const json* value = find(field);
   if (value == nullptr) return absent;
   if (!value->is_string()) return bad(field, "is {}, it must be a string", shown(*value));
   return value->get<std::string>();
 }
 
-Result<const json*> ConfigReader::object(const std::string& field) const {
+Result<const json*> JsonFields::object(const std::string& field) const {
   const json* value = find(field);
   if (value != nullptr && !value->is_object()) {
     return bad(field, "is {}, it must be an object", shown(*value));
@@ -63,4 +62,4 @@ Result<const json*> ConfigReader::object(const std::string& field) const {
   return value;
 }
 
-}  // namespace volley::model
+}  // namespace volley::config

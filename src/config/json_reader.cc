@@ -1,8 +1,8 @@
-#include "json_reader.h"
+#include "volley/config/json_reader.h"
 
 #include <vector>
 
-namespace volley::model {
+namespace volley::config {
 namespace {
 
 using nlohmann::json;
@@ -118,4 +118,4 @@ std::string shown(const json& value) {
   return text;
 }
 
-}  // namespace volley::model
+}  // namespace volley::config

@@ -5,15 +5,15 @@
 #include <optional>
 #include <string>
 
-#include "json_reader.h"
 #include "volley/base/status.h"
+#include "volley/config/json_reader.h"
 
-namespace volley::model {
+namespace volley::config {
 
 /// Typed, range-checked access to the fields of one JSON object. A field that is absent and one
 /// that is null are the same, as in transformers. Errors name the file, the field, its value and
 /// what is allowed.
-class ConfigReader {
+class JsonFields {
  public:
   struct Range {
     uint32_t min;
@@ -21,7 +21,7 @@ class ConfigReader {
   };
 
   /// Borrows both; `origin` names the file, and the object inside it when that is nested.
-  ConfigReader(const nlohmann::json& object, const std::string& origin)
+  JsonFields(const nlohmann::json& object, const std::string& origin)
       : object_(object), origin_(origin) {}
 
   /// Null when the field is absent or null.
@@ -54,4 +54,4 @@ class ConfigReader {
   const std::string origin_;
 };
 
-}  // namespace volley::model
+}  // namespace volley::config
