@@ -1,3 +1,4 @@
+#include <spdlog/spdlog.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -31,6 +32,8 @@ void show_progress(double done, const std::string& what) {
 }
 
 int run_profile(ProfileOptions& options) {
+  // What the engines tell of their links would tear the bar apart.
+  if (spdlog::get_level() == spdlog::level::info) spdlog::set_level(spdlog::level::warn);
   if (!options.cores.empty()) {
     auto cores = parse_core_list(options.cores);
     if (!cores.ok()) return report(annotate(cores.status(), "--cores"));
