@@ -18,6 +18,7 @@ constexpr CpuKernels kReference = {
     .unpack_e4m3 = reference::unpack_e4m3,
     .grouped_ffn = reference::grouped_ffn,
     .combine = reference::combine,
+    .reduce = reference::reduce,
     .embed = embed,
     .sample_token = reference::sample_token,
 };
@@ -35,6 +36,7 @@ constexpr CpuKernels kAvx2 = {
     .unpack_e4m3 = N_AVX2::unpack_e4m3,
     .grouped_ffn = N_AVX2::grouped_ffn,
     .combine = N_AVX2::combine,
+    .reduce = N_AVX2::reduce,
     .embed = embed,
     .sample_token = N_AVX2::sample_token,
 };
@@ -53,6 +55,7 @@ constexpr CpuKernels kAvx512 = {
     .unpack_e4m3 = N_AVX3::unpack_e4m3,
     .grouped_ffn = N_AVX3::grouped_ffn,
     .combine = N_AVX3::combine,
+    .reduce = N_AVX3::reduce,
     .embed = embed,
     .sample_token = N_AVX3::sample_token,
 };
@@ -71,6 +74,7 @@ constexpr CpuKernels kAvx512Bf16 = {
     .unpack_e4m3 = N_AVX3::unpack_e4m3,
     .grouped_ffn = N_AVX3::grouped_ffn_dot,
     .combine = N_AVX3::combine,
+    .reduce = N_AVX3::reduce,
     .embed = embed,
     .sample_token = N_AVX3::sample_token,
 };

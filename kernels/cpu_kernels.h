@@ -8,6 +8,7 @@
 #include "kernels/gemm/gemm.h"
 #include "kernels/grouped_ffn/grouped_ffn.h"
 #include "kernels/pack/pack.h"
+#include "kernels/reduce/reduce.h"
 #include "kernels/rms_norm/rms_norm.h"
 #include "kernels/rope/rope.h"
 #include "kernels/router/router.h"
@@ -36,6 +37,7 @@ struct CpuKernels {
   void (*unpack_e4m3)(const UnpackE4m3Args&, ThreadPool&);
   void (*grouped_ffn)(const GroupedFfnArgs&, ThreadPool&);
   void (*combine)(const CombineArgs&, ThreadPool&);
+  void (*reduce)(const ReduceArgs&, ThreadPool&);
   void (*embed)(const EmbedArgs&, ThreadPool&);
   SampleFunction sample_token;  ///< One row; the caller spreads rows over threads.
 };

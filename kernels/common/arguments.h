@@ -64,6 +64,11 @@ inline void check(const CombineArgs& args) {
   VOLLEY_CHECK(args.residual.size() * args.top_k == args.expert_row.size());
 }
 
+inline void check(const ReduceArgs& args) {
+  VOLLEY_CHECK(args.first.size() == args.output.size() + 1);
+  VOLLEY_CHECK(args.first.front() == 0 && args.first.back() == args.input.size());
+}
+
 inline void check(const EmbedArgs& args) {
   VOLLEY_CHECK(args.token.size() == args.output.size());
 }

@@ -19,6 +19,7 @@ void attention(const AttentionArgs& args, ThreadPool& pool);
 void router(const RouterArgs& args, ThreadPool& pool);
 void grouped_ffn(const GroupedFfnArgs& args, ThreadPool& pool);
 void combine(const CombineArgs& args, ThreadPool& pool);
+void reduce(const ReduceArgs& args, ThreadPool& pool);
 void pack_e4m3(const PackE4m3Args& args, ThreadPool& pool);
 void unpack_e4m3(const UnpackE4m3Args& args, ThreadPool& pool);
 SampledToken sample_token(std::span<const float> logits, const SamplingParams& params,
@@ -33,6 +34,7 @@ void attention(const AttentionArgs& args, ThreadPool& pool);
 void router(const RouterArgs& args, ThreadPool& pool);
 void grouped_ffn(const GroupedFfnArgs& args, ThreadPool& pool);
 void combine(const CombineArgs& args, ThreadPool& pool);
+void reduce(const ReduceArgs& args, ThreadPool& pool);
 void pack_e4m3(const PackE4m3Args& args, ThreadPool& pool);
 void unpack_e4m3(const UnpackE4m3Args& args, ThreadPool& pool);
 SampledToken sample_token(std::span<const float> logits, const SamplingParams& params,
@@ -47,6 +49,7 @@ void attention(const AttentionArgs& args, ThreadPool& pool);
 void router(const RouterArgs& args, ThreadPool& pool);
 void grouped_ffn(const GroupedFfnArgs& args, ThreadPool& pool);
 void combine(const CombineArgs& args, ThreadPool& pool);
+void reduce(const ReduceArgs& args, ThreadPool& pool);
 void pack_e4m3(const PackE4m3Args& args, ThreadPool& pool);
 void unpack_e4m3(const UnpackE4m3Args& args, ThreadPool& pool);
 SampledToken sample_token(std::span<const float> logits, const SamplingParams& params,

@@ -399,6 +399,39 @@ class CombineCase : public KernelCase {
   std::vector<float> weight_;
 };
 
+/// The sums of an expert node that holds all of a row's experts.
+class ReduceCase : public KernelCase {
+ public:
+  ReduceCase(uint32_t top_k, uint32_t rows)
+      : KernelCase("reduce", fmt::format("top {}, {}", top_k, kHidden), rows), top_k_(top_k) {}
+
+  KernelCost cost() const override {
+    return {.total_bytes = bytes_of((1.0 + top_k_) * rows(), kHidden, DType::kBf16),
+            .flops = 2.0 * top_k_ * rows() * kHidden};
+  }
+  void prepare(const Arena&) override {
+    input_ = RowBuffer(rows() * top_k_, kHidden, DType::kBf16);
+    output_ = RowBuffer(rows(), kHidden, DType::kBf16);
+    weight_.assign(size_t{rows()} * top_k_, 1.0f / static_cast<float>(top_k_));
+    for (uint32_t row = 0; row <= rows(); ++row) first_.push_back(row * top_k_);
+  }
+  void run(const CpuKernels& kernels, Arena&, ThreadPool& pool) override {
+    kernels.reduce({.input = input_.in(),
+                    .weight = weight_.data(),
+                    .first = first_,
+                    .output = output_.out(),
+                    .width = kHidden,
+                    .dtype = DType::kBf16},
+                   pool);
+  }
+
+ private:
+  uint32_t top_k_;
+  RowBuffer input_, output_;
+  std::vector<float> weight_;
+  std::vector<uint32_t> first_;
+};
+
 class EmbedCase : public KernelCase {
  public:
   explicit EmbedCase(uint32_t rows)
@@ -567,6 +600,7 @@ std::vector<std::unique_ptr<KernelCase>> make_kernel_cases() {
   for (const uint32_t top_k : {2u, 4u}) {
     for (const uint32_t rows : kPointwiseRows) {
       cases.push_back(std::make_unique<CombineCase>(top_k, rows));
+      cases.push_back(std::make_unique<ReduceCase>(top_k, rows));
     }
   }
   for (const uint32_t rows : kPointwiseRows) cases.push_back(std::make_unique<EmbedCase>(rows));

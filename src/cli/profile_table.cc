@@ -34,6 +34,8 @@ void subtract(v1::NodeProfile& profile, const v1::NodeProfile& before) {
   traffic.set_bytes_received(traffic.bytes_received() - old.bytes_received());
   traffic.set_saved_sharing_bytes(traffic.saved_sharing_bytes() - old.saved_sharing_bytes());
   traffic.set_saved_fp8_bytes(traffic.saved_fp8_bytes() - old.saved_fp8_bytes());
+  traffic.set_saved_pre_reduce_bytes(traffic.saved_pre_reduce_bytes() -
+                                     old.saved_pre_reduce_bytes());
 }
 
 double ratio(double part, double whole) {
@@ -56,9 +58,12 @@ std::string format_traffic(const v1::NodeProfile& profile, bool by_layer) {
   };
   add("  sent", std::to_string(traffic.messages_sent()), traffic.bytes_sent());
   add("  received", std::to_string(traffic.messages_received()), traffic.bytes_received());
-  // Dispatches alone save: an expert node would have nothing but zeros here.
+  // Dispatches alone save these: an expert node would have nothing but zeros here.
   if (by_layer) add("  saved: rows once a node", "-", traffic.saved_sharing_bytes());
   if (traffic.saved_fp8_bytes() > 0) add("  saved: fp8 rows", "-", traffic.saved_fp8_bytes());
+  if (traffic.saved_pre_reduce_bytes() > 0) {
+    add("  saved: rows summed", "-", traffic.saved_pre_reduce_bytes());
+  }
   return format_table(rows);
 }
 

@@ -159,6 +159,9 @@ void read_transport(YamlMap& map, TransportConfig& transport) {
   std::string dispatch_dtype = "model";
   map.choice("dispatch_dtype", dispatch_dtype, {"model", "fp8_e4m3"});
   transport.fp8_dispatch = dispatch_dtype == "fp8_e4m3";
+  std::string combine = "exact";
+  map.choice("combine", combine, {"exact", "pre_reduce"});
+  transport.pre_reduce = combine == "pre_reduce";
 }
 
 /// `times` is a file, relative to this one, or the coefficients themselves.

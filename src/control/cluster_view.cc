@@ -23,6 +23,7 @@ v1::LinkGeometry to_proto(const protocol::LinkGeometry& geometry) {
   result.set_entries_max(geometry.dispatch.entries_max);
   result.set_row_bytes(geometry.dispatch.row_bytes);
   result.set_answer_row_bytes(geometry.answer.row_bytes);
+  result.set_weight_bytes(geometry.dispatch.weight_bytes);
   return result;
 }
 

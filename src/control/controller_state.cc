@@ -27,9 +27,10 @@ bool name_is_valid(const std::string& name) {
 }
 
 std::string text_of(const v1::LinkGeometry& geometry) {
-  return fmt::format("micro_batches {}, rows_max {}, entries_max {}, row_bytes {} and {}",
-                     geometry.micro_batches(), geometry.rows_max(), geometry.entries_max(),
-                     geometry.row_bytes(), geometry.answer_row_bytes());
+  return fmt::format(
+      "micro_batches {}, rows_max {}, entries_max {}, row_bytes {} and {}, weight_bytes {}",
+      geometry.micro_batches(), geometry.rows_max(), geometry.entries_max(), geometry.row_bytes(),
+      geometry.answer_row_bytes(), geometry.weight_bytes());
 }
 
 bool same(const google::protobuf::Message& a, const google::protobuf::Message& b) {

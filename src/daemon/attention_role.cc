@@ -86,6 +86,7 @@ Status AttentionRole::start(const config::ClusterConfig& config, OnFailure on_fa
   if (node == nodes.end())
     return not_found("{}: attention.nodes: there is no '{}'", config.file, name_);
   VOLLEY_ASSIGN_OR_RETURN(const NodeSetup setup, set_up_node(config));
+  warn_of_promises(config, name_);
   const model::ModelSpec& spec = setup.checkpoint.spec;
   layers_ = spec.layer_count();
   experts_ = spec.layers.front().moe.experts;

@@ -55,6 +55,7 @@ Status ExpertRole::start(const config::ClusterConfig& config, OnFailure on_failu
   if (node == nodes.end())
     return not_found("{}: expert.nodes: there is no '{}'", config.file, name_);
   VOLLEY_ASSIGN_OR_RETURN(const NodeSetup setup, set_up_node(config));
+  warn_of_promises(config, name_);
   const model::ModelSpec& spec = setup.checkpoint.spec;
   const uint32_t expert_count = spec.layers.front().moe.experts;
   const std::vector<uint32_t> experts =

@@ -76,9 +76,10 @@ Result<NodeSetup> set_up_node(const config::ClusterConfig& config) {
   setup.dtype = config.model.dtype == "f32" ? kernels::DType::kF32 : kernels::DType::kBf16;
   const model::ModelSpec& spec = setup.checkpoint.spec;
   setup.fp8_dispatch = config.transport.fp8_dispatch;
-  setup.geometry = engine::AttentionEngine::geometry(spec, config.transport.micro_batches,
-                                                     config.transport.slot_rows, setup.dtype,
-                                                     setup.fp8_dispatch);
+  setup.geometry = engine::AttentionEngine::geometry(
+      spec, config.transport.micro_batches, config.transport.slot_rows, setup.dtype,
+      setup.fp8_dispatch,
+      config.transport.pre_reduce ? protocol::Combine::kPreReduce : protocol::Combine::kExact);
   if (setup.geometry.dispatch.row_bytes > setup.geometry.answer.row_bytes) {
     return invalid_argument(
         "{}: transport.dispatch_dtype: a row of {} elements has {} bytes in fp8_e4m3, in {} only "
@@ -97,10 +98,11 @@ Result<NodeSetup> set_up_node(const config::ClusterConfig& config) {
   // All instruction sets of the CPU backend give equal bits (kernels/cpu_kernels.h), so the set is
   // not part of it; the compiler and its math library are, and the versions of the contracts: of
   // the sums (pairs), of the draw (sample), by which a request goes on at another node, and of the
-  // rows of fp8 dispatches where there are any.
+  // rows of fp8 dispatches and of the sums that expert nodes make, where there are any.
   setup.numerics_fingerprint = fmt::format(
-      "cpu/pairs-1/sample-2/{}{}/tp1/{}/libc-{}", kernels::dtype_name(setup.dtype),
-      setup.fp8_dispatch ? "/dispatch-e4m3-1" : "", __VERSION__, ::gnu_get_libc_version());
+      "cpu/pairs-1/sample-2/{}{}{}/tp1/{}/libc-{}", kernels::dtype_name(setup.dtype),
+      setup.fp8_dispatch ? "/dispatch-e4m3-1" : "",
+      config.transport.pre_reduce ? "/pre-reduce-1" : "", __VERSION__, ::gnu_get_libc_version());
   if (config.modelled_compute) {
     setup.modelled = {.times = std::make_shared<perf::LinearStageTimes>(
                           perf::linear_times(config.modelled.times)),
@@ -108,8 +110,9 @@ Result<NodeSetup> set_up_node(const config::ClusterConfig& config) {
                       .expert_skew = config.modelled.expert_skew};
     // Such nodes serve with others of their kind only, and nobody takes their tokens for a model's.
     setup.numerics_fingerprint =
-        fmt::format("modelled-1/{}{}/seed-{}/skew-{}", kernels::dtype_name(setup.dtype),
-                    setup.fp8_dispatch ? "/dispatch-e4m3-1" : "", config.modelled.seed,
+        fmt::format("modelled-1/{}{}{}/seed-{}/skew-{}", kernels::dtype_name(setup.dtype),
+                    setup.fp8_dispatch ? "/dispatch-e4m3-1" : "",
+                    config.transport.pre_reduce ? "/pre-reduce-1" : "", config.modelled.seed,
                     config.modelled.expert_skew);
     spdlog::warn(
         "compute: modelled: this cluster computes NOTHING; it takes the time that {} says, and "
@@ -130,6 +133,15 @@ Result<MemoryPlacement> place_node(const config::ClusterConfig& config, const st
                  message_of(placement.status()));
   }
   return placement;
+}
+
+void warn_of_promises(const config::ClusterConfig& config, const std::string& node) {
+  if (config.transport.pre_reduce) {
+    spdlog::warn(
+        "{}: transport.combine is pre_reduce, which gives up promise P1: the bits of logits depend "
+        "on which expert node holds and computes which expert",
+        node);
+  }
 }
 
 void log_memory(const std::string& node) {
@@ -224,6 +236,7 @@ v1::NodeProfile profile_message(const engine::ProfileSnapshot& profile, uint64_t
   carried.set_bytes_received(traffic.bytes_received);
   carried.set_saved_sharing_bytes(traffic.saved_sharing_bytes);
   carried.set_saved_fp8_bytes(traffic.saved_fp8_bytes);
+  carried.set_saved_pre_reduce_bytes(traffic.saved_pre_reduce_bytes);
   return message;
 }
 

@@ -46,6 +46,9 @@ Result<NodeSetup> set_up_node(const config::ClusterConfig& config);
 Result<MemoryPlacement> place_node(const config::ClusterConfig& config, const std::string& node,
                                    const std::vector<uint32_t>& cores);
 
+/// Logs a warning where the cluster file gives up a promise of docs/design.md.
+void warn_of_promises(const config::ClusterConfig& config, const std::string& node);
+
 /// Logs what the process holds now that the node has loaded, and how much of it huge pages back.
 void log_memory(const std::string& node);
 

@@ -414,6 +414,11 @@ struct AttentionEngine::Impl final : EngineLoop {
                         protocol::entries_of(slot, geometry.dispatch,
                                              static_cast<uint32_t>(dispatch.entries.size()))
                             .begin());
+      if (geometry.combine() == protocol::Combine::kPreReduce) {
+        stage->write_weights(dispatch.header.micro_batch, dispatch.header.layer, dispatch.entries,
+                             dispatch.rows,
+                             protocol::weights_of(slot, geometry.dispatch, header.entry_count));
+      }
       fabric->post(dispatch.link, dispatch.slot);
       traffic.count_saved(dispatch.header, geometry);
       profile.lap(Span::kPost, subject);
@@ -628,10 +633,11 @@ struct AttentionEngine::Impl final : EngineLoop {
 
 protocol::LinkGeometry AttentionEngine::geometry(const model::ModelSpec& spec,
                                                  uint32_t micro_batches, uint32_t rows_max,
-                                                 kernels::DType dtype, bool fp8_dispatch) {
+                                                 kernels::DType dtype, bool fp8_dispatch,
+                                                 protocol::Combine combine) {
   return protocol::LinkGeometry::make(micro_batches, rows_max, spec.layers.front().moe.top_k,
                                       dispatch_row_bytes(spec.hidden, dtype, fp8_dispatch),
-                                      dispatch_row_bytes(spec.hidden, dtype, false));
+                                      dispatch_row_bytes(spec.hidden, dtype, false), combine);
 }
 
 Result<std::unique_ptr<AttentionEngine>> AttentionEngine::create(
@@ -643,6 +649,7 @@ Result<std::unique_ptr<AttentionEngine>> AttentionEngine::create(
   VOLLEY_ASSIGN_OR_RETURN(impl->stage,
                           AttentionStep::create({.dtype = options.dtype,
                                                  .fp8_dispatch = options.fp8_dispatch,
+                                                 .combine = options.geometry.combine(),
                                                  .micro_batches = options.micro_batches,
                                                  .rows_max = options.tokens_per_step_max,
                                                  .kv_blocks = options.kv_blocks},

@@ -9,6 +9,7 @@
 
 #include "kernels/common/types.h"
 #include "kernels/sample/sample.h"
+#include "volley/protocol/wire.h"
 #include "volley/scheduler/attention_core.h"
 
 namespace volley::engine {
@@ -32,6 +33,11 @@ class AttentionStage {
                                               const scheduler::StepPlan& plan) = 0;
   /// Writes rows of the micro-batch into a message, dispatch_row_bytes() apart.
   virtual void pack(uint32_t micro_batch, std::span<const uint32_t> rows, std::byte* first_row) = 0;
+  /// The router's weights of a message's entries, for expert nodes that sum up; `rows` are the
+  /// micro-batch's, as in pack().
+  virtual void write_weights(uint32_t micro_batch, uint32_t layer,
+                             std::span<const protocol::Entry> entries,
+                             std::span<const uint32_t> rows, std::span<float> out) const = 0;
   /// Final norm and head of some emitting chunks, in order, after the first `done` of the step's.
   /// Returns those chunks, none when all are done; valid until the next call.
   virtual std::span<const scheduler::Chunk* const> head(uint32_t micro_batch,

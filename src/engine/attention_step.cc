@@ -81,6 +81,9 @@ Status AttentionStep::allocate() {
   VOLLEY_ASSIGN_OR_RETURN(router_logits_,
                           Matrix::create(rows, size_t{experts_max} * sizeof(float)));
   VOLLEY_ASSIGN_OR_RETURN(logits_, Matrix::create(kHeadRows, size_t{spec_.vocab} * sizeof(float)));
+  if (options_.combine == protocol::Combine::kPreReduce) {
+    ones_.assign(size_t{rows} * top_k_max, 1.0f);
+  }
   tokens_.reserve(rows);
   positions_.reserve(rows);
   head_chunks_.reserve(kHeadRows);
@@ -201,9 +204,11 @@ void AttentionStep::combine(uint32_t micro_batch, uint32_t layer, uint32_t begin
                             kernels::ConstRows answer_rows) {
   MicroBatch& batch = micro_batches_[micro_batch];
   const uint32_t top_k = spec_.layers[layer].moe.top_k;
+  const float* const weight =
+      options_.combine == protocol::Combine::kPreReduce ? ones_.data() : batch.weight.data();
   kernels_.combine({.residual = batch.residual.rows(begin, end - begin),
                     .expert_row = answer_rows,
-                    .weight = batch.weight.data() + size_t{begin} * top_k,
+                    .weight = weight + size_t{begin} * top_k,
                     .top_k = top_k,
                     .width = spec_.hidden,
                     .dtype = options_.dtype},
@@ -230,6 +235,23 @@ void AttentionStep::pack(uint32_t micro_batch, std::span<const uint32_t> rows,
                       .dtype = options_.dtype,
                       .row_bytes = row_bytes},
                      pool_);
+}
+
+void AttentionStep::write_weights(uint32_t micro_batch, uint32_t layer,
+                                  std::span<const protocol::Entry> entries,
+                                  std::span<const uint32_t> rows, std::span<float> out) const {
+  const MicroBatch& batch = micro_batches_[micro_batch];
+  const uint32_t top_k = spec_.layers[layer].moe.top_k;
+  VOLLEY_CHECK(out.size() == entries.size());
+  for (size_t i = 0; i < entries.size(); ++i) {
+    const size_t first = size_t{rows[entries[i].row]} * top_k;
+    size_t j = first;
+    while (batch.expert[j] != entries[i].expert) {
+      ++j;
+      VOLLEY_CHECK(j < first + top_k);
+    }
+    out[i] = batch.weight[j];
+  }
 }
 
 std::span<const scheduler::Chunk* const> AttentionStep::head(uint32_t micro_batch,

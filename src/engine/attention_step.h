@@ -20,6 +20,8 @@ namespace volley::engine {
 struct AttentionStepOptions {
   kernels::DType dtype = kernels::DType::kBf16;
   bool fp8_dispatch = false;
+  /// kPreReduce: answers have the router's weights in them already.
+  protocol::Combine combine = protocol::Combine::kExact;
   uint32_t micro_batches = 1;
   uint32_t rows_max = 256;  ///< Token budget of a micro-batch step.
   uint32_t kv_blocks = 0;
@@ -40,6 +42,8 @@ class AttentionStep final : public AttentionStage {
   std::span<const uint32_t> attention(uint32_t micro_batch, uint32_t layer,
                                       const scheduler::StepPlan& plan) override;
   void pack(uint32_t micro_batch, std::span<const uint32_t> rows, std::byte* first_row) override;
+  void write_weights(uint32_t micro_batch, uint32_t layer, std::span<const protocol::Entry> entries,
+                     std::span<const uint32_t> rows, std::span<float> out) const override;
   std::span<const scheduler::Chunk* const> head(uint32_t micro_batch,
                                                 const scheduler::StepPlan& plan,
                                                 uint32_t done) override;
@@ -84,6 +88,7 @@ class AttentionStep final : public AttentionStage {
   Mapping kv_memory_;  // [layers][keys, values] of KvCacheView::pool_bytes()
   std::vector<MicroBatch> micro_batches_;
   std::vector<float> inverse_frequency_;
+  std::vector<float> ones_;  // [rows_max, top_k], the weights of answers that are sums.
 
   // Temporaries of one call.
   std::vector<int32_t> tokens_;

@@ -68,7 +68,8 @@ struct ExpertEngine::Impl final : EngineLoop {
   struct Waiting {
     MessageHeader header;
     std::vector<protocol::Entry> entries;
-    bool late = false;  ///< It came while the node was computing, who knows when.
+    std::vector<float> weights;  ///< With kPreReduce: of the entries. Copied as they are.
+    bool late = false;           ///< It came while the node was computing, who knows when.
   };
   struct Link {
     std::string name;
@@ -87,6 +88,7 @@ struct ExpertEngine::Impl final : EngineLoop {
       : options(opts),
         spec(model_spec),
         geometry(opts.geometry),
+        pre_reduce(geometry.combine() == protocol::Combine::kPreReduce),
         rows_max(std::max(kRunRowsMax, geometry.dispatch.entries_max)),
         pool_owner(opts.pool ? opts.pool : std::make_shared<ThreadPool>(opts.threads, opts.cores)),
         pool(*pool_owner),
@@ -104,6 +106,16 @@ struct ExpertEngine::Impl final : EngineLoop {
       packed_rows.reserve(rows_max);
       place_of_row.resize(geometry.dispatch.rows_max);
     }
+    if (pre_reduce) {
+      // A dispatch has at most as many rows as entries (validate_header), so a run has, too.
+      VOLLEY_ASSIGN_OR_RETURN(
+          terms, Matrix::create(rows_max, spec.hidden * kernels::dtype_bytes(options.dtype)));
+      term_inputs.reserve(rows_max);
+      term_weights.reserve(rows_max);
+      first_term.reserve(size_t{rows_max} + 1);
+      sums.reserve(rows_max);
+      next_term.resize(geometry.dispatch.rows_max);
+    }
     pairs.reserve(rows_max);
     sorted.reserve(rows_max);
     inputs.reserve(rows_max);
@@ -116,6 +128,7 @@ struct ExpertEngine::Impl final : EngineLoop {
   const ExpertEngineOptions options;
   const model::ModelSpec spec;
   const protocol::LinkGeometry geometry;
+  const bool pre_reduce;
   const uint32_t rows_max;
   const std::shared_ptr<ThreadPool> pool_owner;
   ThreadPool& pool;
@@ -130,6 +143,14 @@ struct ExpertEngine::Impl final : EngineLoop {
   Matrix widened;
   std::vector<const void*> packed_rows;
   std::vector<uint32_t> place_of_row;  // Of one dispatch: where its rows are in the two above.
+  // With kPreReduce: what the experts made of the run's pairs, in the order of collect(), and what
+  // is added up of it to which row of which answer.
+  Matrix terms;
+  std::vector<const void*> term_inputs;
+  std::vector<float> term_weights;
+  std::vector<uint32_t> first_term;  // [sums + 1]
+  std::vector<void*> sums;
+  std::vector<uint32_t> next_term;  // Of one dispatch: per row, where its next term goes.
   std::vector<Pair> pairs, sorted;
   std::vector<uint32_t> counts;
   std::vector<const void*> inputs;
@@ -155,7 +176,7 @@ struct ExpertEngine::Impl final : EngineLoop {
     MessageHeader header = dispatch;
     header.kind = MessageKind::kAnswer;
     header.incarnation = options.incarnation.value;
-    header.row_count = dispatch.entry_count;
+    header.row_count = geometry.answer_rows(dispatch.row_count, dispatch.entry_count);
     header.entry_count = 0;
     header.dtype = static_cast<uint8_t>(options.dtype);
     header.row_bytes = geometry.answer.row_bytes;
@@ -171,6 +192,7 @@ struct ExpertEngine::Impl final : EngineLoop {
     protocol::header_of(out) = header;
     link.state.on_answered(slot);
     fabric->post(id, slot);
+    traffic.count_saved_by_answer(link.slots[slot].header, geometry);
   }
 
   void refuse(LinkId id, Link& link, uint32_t slot, Refusal why) {
@@ -213,6 +235,11 @@ struct ExpertEngine::Impl final : EngineLoop {
     const auto entries =
         protocol::entries_of(fabric->recv_slot(id, slot), geometry.dispatch, header.entry_count);
     waiting.entries.assign(entries.begin(), entries.end());
+    if (pre_reduce) {
+      const auto given =
+          protocol::weights_of(fabric->recv_slot(id, slot), geometry.dispatch, header.entry_count);
+      waiting.weights.assign(given.begin(), given.end());
+    }
     VOLLEY_RETURN_IF_ERROR(protocol::validate_entries(waiting.entries, header.row_count,
                                                       spec.layers.front().moe.experts));
     for (const protocol::Entry& entry : waiting.entries) {
@@ -244,7 +271,10 @@ struct ExpertEngine::Impl final : EngineLoop {
                                                             .state = protocol::AnswerLink(slots),
                                                             .slots = std::vector<Waiting>(slots)})
                          .first->second;
-        for (Waiting& waiting : link.slots) waiting.entries.reserve(geometry.dispatch.entries_max);
+        for (Waiting& waiting : link.slots) {
+          waiting.entries.reserve(geometry.dispatch.entries_max);
+          if (pre_reduce) waiting.weights.reserve(geometry.dispatch.entries_max);
+        }
         gather.on_link_opened(event.link, geometry.micro_batches);
         continue;
       }
@@ -292,6 +322,12 @@ struct ExpertEngine::Impl final : EngineLoop {
     stage->widen(packed_rows, widened.rows(0, count));
   }
 
+  /// Where the FFN of the next pair writes with kPreReduce.
+  void* next_term_row() const {
+    VOLLEY_CHECK(pairs.size() < rows_max);
+    return terms.row(static_cast<uint32_t>(pairs.size()));
+  }
+
   /// Lists the pairs of all dispatches by expert: a counting sort, so that equal inputs give equal
   /// orders.
   void collect(const GatherDecision& run) {
@@ -306,9 +342,10 @@ struct ExpertEngine::Impl final : EngineLoop {
       for (uint32_t i = 0; i < waiting.entries.size(); ++i) {
         const protocol::Entry& entry = waiting.entries[i];
         const std::byte* row = protocol::row_of(in, geometry.dispatch, entry.row);
-        pairs.push_back({.expert = entry.expert,
-                         .input = options.fp8_dispatch ? place_widened(entry.row, row) : row,
-                         .output = protocol::row_of(out, geometry.answer, i)});
+        pairs.push_back(
+            {.expert = entry.expert,
+             .input = options.fp8_dispatch ? place_widened(entry.row, row) : row,
+             .output = pre_reduce ? next_term_row() : protocol::row_of(out, geometry.answer, i)});
         ++counts[entry.expert + 1];
       }
     }
@@ -329,10 +366,40 @@ struct ExpertEngine::Impl final : EngineLoop {
     }
   }
 
+  /// With kPreReduce: sums the pairs of each row into the answers. The entries ascend by expert, so
+  /// taking them in order gives every row its terms in that order.
+  void sum_rows(const GatherDecision& run) {
+    term_inputs.resize(pairs.size());
+    term_weights.resize(pairs.size());
+    sums.clear();
+    first_term.assign(1, 0);
+    uint32_t pair = 0;  // Of the run, as collect() has listed them.
+    for (const PendingDispatch& dispatch : run.dispatches) {
+      const Waiting& waiting = links.at(dispatch.link).slots[dispatch.slot];
+      std::byte* out = fabric->send_slot(dispatch.link, dispatch.slot);
+      const uint32_t rows = waiting.header.row_count;
+      std::fill_n(next_term.begin(), rows, 0);
+      for (const protocol::Entry& entry : waiting.entries) ++next_term[entry.row];
+      for (uint32_t row = 0; row < rows; ++row) {
+        const uint32_t first = first_term.back();
+        first_term.push_back(first + next_term[row]);
+        next_term[row] = first;
+        sums.push_back(protocol::row_of(out, geometry.answer, row));
+      }
+      for (size_t i = 0; i < waiting.entries.size(); ++i) {
+        const uint32_t place = next_term[waiting.entries[i].row]++;
+        term_inputs[place] = terms.row(pair++);
+        term_weights[place] = waiting.weights[i];
+      }
+    }
+    stage->reduce(term_inputs, term_weights.data(), first_term, sums);
+  }
+
   bool finite_answer(const PendingDispatch& dispatch) const {
-    const Waiting& waiting = links.at(dispatch.link).slots[dispatch.slot];
+    const MessageHeader& header = links.at(dispatch.link).slots[dispatch.slot].header;
     const std::byte* out = fabric->send_slot(dispatch.link, dispatch.slot);
-    for (uint32_t i = 0; i < waiting.entries.size(); ++i) {
+    const uint32_t rows = geometry.answer_rows(header.row_count, header.entry_count);
+    for (uint32_t i = 0; i < rows; ++i) {
       if (!stage->finite(protocol::row_of(out, geometry.answer, i))) return false;
     }
     return true;
@@ -353,6 +420,10 @@ struct ExpertEngine::Impl final : EngineLoop {
     if (!pairs.empty()) {
       stage->ffn(run.layer, groups, inputs, outputs);
       profile.lap(Span::kFfn, subject);
+      if (pre_reduce) {
+        sum_rows(run);
+        profile.lap(Span::kCombine, subject);
+      }
     }
     for (const PendingDispatch& dispatch : run.dispatches) {
       Link& link = links.at(dispatch.link);

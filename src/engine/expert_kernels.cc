@@ -57,6 +57,17 @@ void ExpertKernels::ffn(uint32_t layer, std::span<const Group> groups, kernels::
                        pool_);
 }
 
+void ExpertKernels::reduce(kernels::ConstRows input, const float* weight,
+                           std::span<const uint32_t> first, kernels::Rows output) {
+  kernels_.reduce({.input = input,
+                   .weight = weight,
+                   .first = first,
+                   .output = output,
+                   .width = hidden_,
+                   .dtype = options_.dtype},
+                  pool_);
+}
+
 bool ExpertKernels::finite(const void* row) const {
   return all_finite(row, hidden_, options_.dtype);
 }

@@ -35,6 +35,8 @@ class ExpertKernels final : public ExpertStage {
   void widen(kernels::ConstRows packed, kernels::Rows output) override;
   void ffn(uint32_t layer, std::span<const Group> groups, kernels::ConstRows input,
            kernels::Rows output) override;
+  void reduce(kernels::ConstRows input, const float* weight, std::span<const uint32_t> first,
+              kernels::Rows output) override;
   bool finite(const void* row) const override;
   size_t weight_bytes() const override { return weights_.bytes(); }
 

@@ -35,6 +35,9 @@ class ExpertStage {
   /// The grouped FFN: output[r] of input[r]. Groups have rows and are of held experts.
   virtual void ffn(uint32_t layer, std::span<const Group> groups, kernels::ConstRows input,
                    kernels::Rows output) = 0;
+  /// output[r] = the sum of weight[i] * input[i] over i in [first[r], first[r + 1]), in that order.
+  virtual void reduce(kernels::ConstRows input, const float* weight,
+                      std::span<const uint32_t> first, kernels::Rows output) = 0;
   /// Whether the values of an answer's row are finite.
   virtual bool finite(const void* row) const = 0;
 

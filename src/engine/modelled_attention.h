@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,10 @@ class ModelledAttention final : public AttentionStage {
   std::span<const uint32_t> attention(uint32_t micro_batch, uint32_t layer,
                                       const scheduler::StepPlan& plan) override;
   void pack(uint32_t micro_batch, std::span<const uint32_t> rows, std::byte* first_row) override;
+  void write_weights(uint32_t, uint32_t layer, std::span<const protocol::Entry>,
+                     std::span<const uint32_t>, std::span<float> out) const override {
+    std::ranges::fill(out, 1.0f / static_cast<float>(spec_.layers[layer].moe.top_k));
+  }
   std::span<const scheduler::Chunk* const> head(uint32_t micro_batch,
                                                 const scheduler::StepPlan& plan,
                                                 uint32_t done) override;

@@ -27,6 +27,8 @@ class ModelledExpert final : public ExpertStage {
   void widen(kernels::ConstRows, kernels::Rows) override {}
   void ffn(uint32_t layer, std::span<const Group> groups, kernels::ConstRows input,
            kernels::Rows output) override;
+  void reduce(kernels::ConstRows, const float*, std::span<const uint32_t>, kernels::Rows) override {
+  }
   bool finite(const void*) const override { return true; }
   size_t weight_bytes() const override { return 0; }
 

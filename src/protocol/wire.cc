@@ -41,6 +41,12 @@ Status check_sizes(const MessageHeader& header, const Expectation& expected) {
   if (header.entry_count > entries_max) {
     return field_error("entry_count", header.entry_count, fmt::format("0 to {}", entries_max));
   }
+  // Each row of such a dispatch is answered with a row: one that no entry names would be work that
+  // the gather's bound does not count.
+  if (expected.layout.weight_bytes != 0 && header.row_count > header.entry_count) {
+    return field_error("row_count", header.row_count,
+                       fmt::format("0 to {}, the entries", header.entry_count));
+  }
   if (header.row_bytes != expected.layout.row_bytes) {
     return field_error("row_bytes", header.row_bytes, std::to_string(expected.layout.row_bytes));
   }
@@ -75,7 +81,8 @@ Status check_place(const MessageHeader& header, const Expectation& expected) {
 }  // namespace
 
 // The sequence, the map version and an answer's times have no wrong values of their own: the link
-// and the map judge the first two, and the times change nothing but what is measured.
+// and the map judge the first two, and the times change nothing but what is measured. Nor have
+// weights: one that is not finite gives a row that is not, and this is looked for in any case.
 Status validate_header(const MessageHeader& header, const Expectation& expected) {
   if (header.magic != kWireMagic) {
     return field_error("magic", fmt::format("{:#010x}", header.magic),

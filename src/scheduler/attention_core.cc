@@ -79,13 +79,14 @@ AttentionCore::Impl::Impl(AttentionCoreOptions given)
   // Any one node may have to take a whole fragment, when it holds all experts or takes over from
   // others.
   VOLLEY_CHECK(geometry.dispatch.entries_max >= geometry.dispatch.rows_max * options.top_k);
-  VOLLEY_CHECK(geometry.answer.rows_max >= geometry.dispatch.entries_max);
+  VOLLEY_CHECK(geometry.answer.rows_max >= geometry.answer_rows_max());
   const uint32_t rows_max = options.scheduler.tokens_per_step_max;
   VOLLEY_CHECK((rows_max + geometry.dispatch.rows_max - 1) / geometry.dispatch.rows_max <= 0xffff);
 
   const StepShape shape = {.layers = options.layers,
                            .top_k = options.top_k,
-                           .fragment_rows_max = geometry.dispatch.rows_max};
+                           .fragment_rows_max = geometry.dispatch.rows_max,
+                           .combine = geometry.combine()};
   micro_batches.reserve(options.scheduler.micro_batches);
   while (micro_batches.size() < options.scheduler.micro_batches) {
     micro_batches.emplace_back(shape, rows_max);
@@ -314,7 +315,7 @@ Status AttentionCore::on_message(LinkId link, uint32_t slot, const MessageHeader
   MicroBatch& batch = s.micro_batches[index];
   Flight* flight = batch.flights.find(link, slot);
   VOLLEY_CHECK(flight != nullptr && flight->outstanding);
-  VOLLEY_RETURN_IF_ERROR(flight->check_answer(header));
+  VOLLEY_RETURN_IF_ERROR(flight->check_answer(header, s.options.geometry));
   VOLLEY_CHECK(from.slots.on_answer(slot, header.sequence) ==
                protocol::DispatchLink::Answer::kAccepted);
   flight->outstanding = false;

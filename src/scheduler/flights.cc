@@ -49,7 +49,8 @@ void Flight::launch(const MessageHeader& common) {
   outstanding = true;
 }
 
-Status Flight::check_answer(const MessageHeader& answer) const {
+Status Flight::check_answer(const MessageHeader& answer,
+                            const protocol::LinkGeometry& geometry) const {
   const auto mismatch = [&](const char* field, uint64_t value, uint64_t expected) {
     return data_loss("expert node {}: answer in slot {} has {} {}, the dispatch says {}",
                      link->node, slot, field, value, expected);
@@ -61,8 +62,9 @@ Status Flight::check_answer(const MessageHeader& answer) const {
   if (answer.fragment != header.fragment) {
     return mismatch("fragment", answer.fragment, header.fragment);
   }
-  if (answer.kind == MessageKind::kAnswer && answer.row_count != entries.size()) {
-    return mismatch("row count", answer.row_count, entries.size());
+  const uint32_t row_count = geometry.answer_rows(header.row_count, header.entry_count);
+  if (answer.kind == MessageKind::kAnswer && answer.row_count != row_count) {
+    return mismatch("row count", answer.row_count, row_count);
   }
   return ok_status();
 }
@@ -149,21 +151,34 @@ void Flights::keep_outstanding() {
   }
 }
 
-void Flights::note_answers(const Fragment& fragment, std::vector<AnswerRef>& answers) const {
+void Flights::note_answers(const Fragment& fragment, protocol::Combine combine,
+                           std::vector<AnswerRef>& answers) const {
   const uint32_t top_k = fragment.top_k;
   const size_t ref_count = size_t{fragment.end - fragment.begin} * top_k;
   answers.assign(ref_count, {.link = {}, .slot = 0, .index = AnswerRef::kNone});
+  const auto note = [&](const Flight& flight, const Pair& pair, uint32_t index) {
+    const auto chosen = fragment.expert.subspan(size_t{pair.row} * top_k, top_k);
+    const auto j =
+        static_cast<size_t>(std::find(chosen.begin(), chosen.end(), pair.expert) - chosen.begin());
+    VOLLEY_CHECK(j < top_k);
+    AnswerRef& ref = answers[size_t{pair.row - fragment.begin} * top_k + j];
+    VOLLEY_CHECK(ref.index == AnswerRef::kNone);
+    ref = {.link = flight.link->id, .slot = flight.slot, .index = index};
+  };
   size_t entry_count = 0;
   for (const Flight& flight : live()) {
-    for (uint32_t i = 0; i < flight.entries.size(); ++i) {
-      const uint32_t row = flight.rows[flight.entries[i].row];
-      const auto chosen = fragment.expert.subspan(size_t{row} * top_k, top_k);
-      const auto j = static_cast<size_t>(
-          std::find(chosen.begin(), chosen.end(), flight.entries[i].expert) - chosen.begin());
-      VOLLEY_CHECK(j < top_k);
-      AnswerRef& ref = answers[size_t{row - fragment.begin} * top_k + j];
-      VOLLEY_CHECK(ref.index == AnswerRef::kNone);
-      ref = {.link = flight.link->id, .slot = flight.slot, .index = i};
+    if (combine == protocol::Combine::kPreReduce) {
+      // Of a row's pairs the first has the lowest expert; rows are in the message's order.
+      uint32_t index = 0;
+      for (size_t i = 0; i < flight.pairs.size(); ++i) {
+        if (i > 0 && flight.pairs[i - 1].row == flight.pairs[i].row) continue;
+        note(flight, flight.pairs[i], index++);
+      }
+    } else {
+      for (uint32_t i = 0; i < flight.entries.size(); ++i) {
+        const Entry& entry = flight.entries[i];
+        note(flight, {.row = flight.rows[entry.row], .expert = entry.expert}, i);
+      }
     }
     entry_count += flight.entries.size();
   }

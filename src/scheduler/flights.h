@@ -39,7 +39,7 @@ struct Flight {
   protocol::MessageHeader header;
   std::vector<protocol::Entry> entries;  ///< As sent, sorted by (expert, row).
   std::vector<uint32_t> rows;            ///< Per message row the row of the micro-batch, ascending.
-  std::vector<Pair> pairs;               ///< What was sent.
+  std::vector<Pair> pairs;               ///< What was sent, sorted by (row, expert).
   std::vector<Pair> queued;              ///< To go with the next message in this slot.
 
   bool done() const { return !outstanding && queued.empty(); }
@@ -47,9 +47,10 @@ struct Flight {
   /// goes again with it: its answer would be overwritten by the new one before it is combined.
   /// `common` is the header, complete but for sequence, slot and the counts.
   void launch(const protocol::MessageHeader& common);
-  /// Whether the header is one that answers the message.
+  /// Whether the header is one that answers the message, over a link of `geometry`.
   /// Errors: kDataLoss naming node, field and values.
-  Status check_answer(const protocol::MessageHeader& answer) const;
+  Status check_answer(const protocol::MessageHeader& answer,
+                      const protocol::LinkGeometry& geometry) const;
 };
 
 /// The flights of a micro-batch's current fragment. Owns them, and keeps the memory of those that
@@ -90,8 +91,10 @@ class Flights {
   void clear() { count_ = 0; }
 
   /// Says where the answers to the fragment lie, all of which must be in: replaces `answers` by
-  /// [end - begin, top_k].
-  void note_answers(const Fragment& fragment, std::vector<AnswerRef>& answers) const;
+  /// [end - begin, top_k]. With kPreReduce the one row that a flight has for a row takes the place
+  /// of the lowest of its experts.
+  void note_answers(const Fragment& fragment, protocol::Combine combine,
+                    std::vector<AnswerRef>& answers) const;
 
  private:
   Flight& add(ExpertLink& link, uint32_t slot);

@@ -54,7 +54,7 @@ void MicroBatch::hand_out(Work& work) {
   work.plan = plan;
   if (returned) {
     const Fragment done = current_fragment();
-    flights.note_answers(done, answers);
+    flights.note_answers(done, shape.combine, answers);
     work.combine_begin = done.begin;
     work.combine_end = done.end;
     work.answers = answers;

@@ -15,6 +15,7 @@ struct StepShape {
   uint32_t layers = 0;
   uint32_t top_k = 0;
   uint32_t fragment_rows_max = 0;
+  protocol::Combine combine = protocol::Combine::kExact;
 };
 
 /// One micro-batch on its way through the layers of a step. Owns the router's choice and the

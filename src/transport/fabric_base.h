@@ -41,18 +41,17 @@ struct LinkCore {
   Inbox inbox;
 };
 
-/// Bytes of the entries and rows that a header announces, never more than the layout holds: a
-/// header that does not fit is for the receiver to refuse, and must not make us read beyond the
-/// slot.
+/// Bytes of the entries (with their weights) and rows that a header announces, never more than the
+/// layout holds: a header that does not fit is for the receiver to refuse, and must not make us
+/// read beyond the slot.
 struct MessageSizes {
   size_t entries = 0;
   size_t rows = 0;
 };
 inline MessageSizes message_sizes(const protocol::MessageHeader& header,
                                   const protocol::SlotLayout& layout) {
-  return {
-      .entries = size_t{std::min(header.entry_count, layout.entries_max)} * sizeof(protocol::Entry),
-      .rows = size_t{std::min(header.row_count, layout.rows_max)} * layout.row_bytes};
+  return {.entries = layout.entries_bytes(std::min(header.entry_count, layout.entries_max)),
+          .rows = size_t{std::min(header.row_count, layout.rows_max)} * layout.row_bytes};
 }
 
 /// `Link` derives from LinkCore. Everything runs on the engine thread, except what says otherwise.

@@ -50,6 +50,20 @@ Status check_same(const char* field, uint64_t theirs, uint64_t ours) {
                              theirs, ours);
 }
 
+const char* combine_name(uint32_t weight_bytes) {
+  return weight_bytes == 0                        ? "exact"
+         : weight_bytes == protocol::kWeightBytes ? "pre_reduce"
+                                                  : "unknown";
+}
+
+// Before the layouts, which follow from it: the error must name the cause.
+Status check_same_combine(uint32_t theirs, uint32_t ours) {
+  if (theirs == ours) return ok_status();
+  return failed_precondition(
+      "combine is {} ({} bytes per weight) at the connecting node and {} ({}) at the listener",
+      combine_name(theirs), theirs, combine_name(ours), ours);
+}
+
 Status check_same_layout(const char* name, const uint32_t (&theirs)[3],
                          const protocol::SlotLayout& ours) {
   VOLLEY_RETURN_IF_ERROR(
@@ -73,9 +87,20 @@ Status check_options(const FabricOptions& options) {
     return invalid_argument("geometry.answer.entries_max is {}, allowed: 0",
                             geometry.answer.entries_max);
   }
-  if (geometry.answer.rows_max != geometry.dispatch.entries_max) {
-    return invalid_argument("geometry.answer.rows_max is {}, allowed: dispatch.entries_max, {}",
-                            geometry.answer.rows_max, geometry.dispatch.entries_max);
+  if (geometry.dispatch.weight_bytes != 0 &&
+      geometry.dispatch.weight_bytes != protocol::kWeightBytes) {
+    return invalid_argument("geometry.dispatch.weight_bytes is {}, allowed: 0 or {}",
+                            geometry.dispatch.weight_bytes, protocol::kWeightBytes);
+  }
+  if (geometry.answer.weight_bytes != 0) {
+    return invalid_argument("geometry.answer.weight_bytes is {}, allowed: 0",
+                            geometry.answer.weight_bytes);
+  }
+  if (geometry.answer.rows_max != geometry.answer_rows_max()) {
+    return invalid_argument(
+        "geometry.answer.rows_max is {}, allowed: dispatch.{}, {}", geometry.answer.rows_max,
+        geometry.combine() == protocol::Combine::kPreReduce ? "rows_max" : "entries_max",
+        geometry.answer_rows_max());
   }
   if (options.links_max == 0 || options.links_max > 4096) {
     return invalid_argument("links_max is {}, allowed: 1 to 4096", options.links_max);
@@ -107,6 +132,7 @@ Hello make_hello(const FabricOptions& self, const LinkKey& key) {
   hello.layers = self.layers;
   hello.dtype = self.dtype;
   hello.dispatch_dtype = dispatch_dtype_of(self);
+  hello.weight_bytes = geometry.dispatch.weight_bytes;
   std::copy(key.begin(), key.end(), hello.key);
   put_text(hello.name, self.self.name);
   return hello;
@@ -129,6 +155,8 @@ Status check_hello(const Hello& hello, const FabricOptions& self) {
   }
   VOLLEY_RETURN_IF_ERROR(
       check_same("micro_batches", hello.micro_batches, self.geometry.micro_batches));
+  VOLLEY_RETURN_IF_ERROR(
+      check_same_combine(hello.weight_bytes, self.geometry.dispatch.weight_bytes));
   VOLLEY_RETURN_IF_ERROR(check_same_layout("dispatch", hello.dispatch, self.geometry.dispatch));
   VOLLEY_RETURN_IF_ERROR(check_same_layout("answer", hello.answer, self.geometry.answer));
   VOLLEY_RETURN_IF_ERROR(check_same("layers", hello.layers, self.layers));

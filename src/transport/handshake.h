@@ -27,7 +27,8 @@ struct Hello {
   uint32_t layers = 0;                             // 44
   uint32_t dtype = 0;                              // 48
   uint32_t dispatch_dtype = 0;                     // 52
-  uint32_t reserved[6] = {};                       // 56
+  uint32_t weight_bytes = 0;                       // 56  of an entry of a dispatch
+  uint32_t reserved[5] = {};                       // 60
   uint8_t key[16] = {};                            // 80
   char name[64] = {};                              // 96  ends with a zero byte
 };

@@ -98,7 +98,7 @@ Result<StreamParser::Progress> StreamParser::accept_header() {
   const protocol::SlotLayout& layout = expected.layout;
   std::byte* slot = slots_ + slot_ * layout.slot_bytes();
   std::memcpy(slot, &header, sizeof header);
-  payload_[0] = {slot + layout.entries_offset(), header.entry_count * sizeof(protocol::Entry)};
+  payload_[0] = {slot + layout.entries_offset(), layout.entries_bytes(header.entry_count)};
   payload_[1] = {slot + layout.rows_offset(), size_t{header.row_count} * layout.row_bytes};
   ahead_begin_ += sizeof header;
   in_message_ = true;

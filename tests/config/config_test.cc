@@ -70,6 +70,22 @@ TEST(ClusterConfig, DispatchesMayBeFp8) {
   }
 }
 
+TEST(ClusterConfig, ExpertNodesMaySum) {
+  EXPECT_FALSE(parse_cluster_config(kGood, "c.yaml")->transport.pre_reduce);
+  for (const bool sums : {false, true}) {
+    std::string text = kGood;
+    text.replace(text.find("micro_batches: 3"), 16,
+                 sums ? "combine: pre_reduce" : "combine: exact");
+    const auto config = parse_cluster_config(text, "c.yaml");
+    ASSERT_TRUE(config.ok()) << config.status();
+    EXPECT_EQ(config->transport.pre_reduce, sums);
+  }
+  std::string text = kGood;
+  text.replace(text.find("micro_batches: 3"), 16, "combine: fast");
+  EXPECT_NE(message_of(parse_cluster_config(text, "c.yaml").status()).find("pre_reduce"),
+            std::string::npos);
+}
+
 TEST(ClusterConfig, CoresAreAListOrText) {
   struct Case {
     const char* text;
@@ -126,7 +142,7 @@ TEST(ClusterConfig, ModelledTimesMayBeAFileBesideIt) {
   EXPECT_EQ(config->modelled.times, kReadTimes);
 
   EXPECT_EQ(message_of(parse_cluster_config(text, "/nowhere/c.yaml").status()),
-            "/nowhere/c.yaml:18: modelled.times: /nowhere/times.yaml: cannot be opened");
+            "/nowhere/c.yaml:19: modelled.times: /nowhere/times.yaml: cannot be opened");
 }
 
 TEST(StageTimes, MistakesAreNamed) {
@@ -168,9 +184,10 @@ TEST_P(ClusterConfigMistake, IsNamed) {
 INSTANTIATE_TEST_SUITE_P(
     Table, ClusterConfigMistake,
     testing::Values(
-        Mistake{"  fabric: tcp", "  fabirc: tcp",
-                "c.yaml:5: transport.fabirc: unknown key; known here: dispatch_dtype, fabric, "
-                "gather_window_us, link_timeout_ms, links_max, micro_batches, rdma, slot_rows"},
+        Mistake{
+            "  fabric: tcp", "  fabirc: tcp",
+            "c.yaml:5: transport.fabirc: unknown key; known here: combine, dispatch_dtype, fabric, "
+            "gather_window_us, link_timeout_ms, links_max, micro_batches, rdma, slot_rows"},
         Mistake{"  fabric: tcp", "  fabric: tcp\n  fabric: shm",
                 "c.yaml:6: transport.fabric: the key appears twice"},
         Mistake{"fabric: tcp", "fabric: udp",

@@ -83,7 +83,7 @@ TEST_F(ControllerStateTest, RefusesWhatDiffersAndNamesBothValues) {
   };
   const Case cases[] = {
       {[](auto& n) { n.set_wire_version(9); }, StatusCode::kFailedPrecondition,
-       "node x: wire version 9 differs from 3 of the controller"},
+       "node x: wire version 9 differs from 4 of the controller"},
       {[](auto& n) { n.set_checkpoint_digest(0xab); }, StatusCode::kFailedPrecondition,
        "node x: checkpoint digest 00000000000000ab differs from 00000000000000c0 of the "
        "controller"},
@@ -92,10 +92,12 @@ TEST_F(ControllerStateTest, RefusesWhatDiffersAndNamesBothValues) {
       {[](auto& n) { n.set_fabric("tcp"); }, StatusCode::kFailedPrecondition,
        "node x: fabric 'tcp' differs from 'shm' of e0"},
       {[](auto& n) { n.mutable_geometry()->set_rows_max(65); }, StatusCode::kFailedPrecondition,
-       "rows_max 65, entries_max 128, row_bytes 256 and 256 differs from micro_batches 2, rows_max "
-       "64"},
+       "rows_max 65, entries_max 128, row_bytes 256 and 256, weight_bytes 0 differs from "
+       "micro_batches 2, rows_max 64"},
       {[](auto& n) { n.mutable_geometry()->set_answer_row_bytes(512); },
-       StatusCode::kFailedPrecondition, "row_bytes 256 and 512 differs from"},
+       StatusCode::kFailedPrecondition, "row_bytes 256 and 512, weight_bytes 0 differs from"},
+      {[](auto& n) { n.mutable_geometry()->set_weight_bytes(4); }, StatusCode::kFailedPrecondition,
+       "row_bytes 256 and 256, weight_bytes 4 differs from"},
       {[](auto& n) { n.set_name("e0"); }, StatusCode::kAlreadyExists,
        "node e0: the name is taken by the live incarnation 0000000000000001"},
       {[](auto& n) { n.set_name(""); }, StatusCode::kInvalidArgument, "name ''"},

@@ -133,7 +133,7 @@ class EndlessM2n : public BenchTest {
   }
   bool none_left() {
     return eventually([&] { return std::none_of(children_.begin(), children_.end(), exists); },
-                      seconds(5));
+                      seconds(30));
   }
 
   TempDir folder_;

@@ -56,7 +56,7 @@ std::pair<grpc::Status, std::string> raw_call(const std::shared_ptr<grpc::Channe
                                               const std::string& request) {
   grpc::GenericStub stub(channel);
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + seconds(5));
+  context.set_deadline(std::chrono::system_clock::now() + seconds(30));
   grpc::CompletionQueue queue;
   void* tag = nullptr;
   bool ok = false;

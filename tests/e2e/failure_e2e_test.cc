@@ -70,7 +70,7 @@ TEST_P(Kill, EndsItsStreamsWithinASecondAndLeavesNothing) {
   }
 
   if (victim == "up") {
-    EXPECT_EQ(cluster.supervisor().wait_exit(seconds(5)), -SIGKILL);
+    EXPECT_EQ(cluster.supervisor().wait_exit(seconds(30)), -SIGKILL);
   } else {
     if (victim.starts_with("expert")) {
       // Else the readiness of before its death could be taken for that of after its return.
@@ -80,7 +80,7 @@ TEST_P(Kill, EndsItsStreamsWithinASecondAndLeavesNothing) {
                        second = cluster.health("attention-1");
             return first && second && !first->ready() && !second->ready();
           },
-          seconds(5)));
+          seconds(30)));
     }
     Process& again = cluster.start_node(victim);
     ASSERT_TRUE(cluster.wait_ready()) << again.err();
@@ -132,11 +132,11 @@ TEST(Stop, TimeoutEndsStreamsWithAStatus) {
   const Streams streams = start_streams(cluster, 4, kLongTokens);
   cluster.supervisor().signal(SIGTERM);
   for (const auto& stream : streams) {
-    ASSERT_TRUE(stream->wait_end(seconds(5)));
+    ASSERT_TRUE(stream->wait_end(seconds(30)));
     EXPECT_EQ(stream->status.error_code(), grpc::StatusCode::UNAVAILABLE)
         << stream->status.error_message();
   }
-  EXPECT_EQ(cluster.supervisor().wait_exit(seconds(5)), 0) << cluster.supervisor().err();
+  EXPECT_EQ(cluster.supervisor().wait_exit(seconds(30)), 0) << cluster.supervisor().err();
   EXPECT_EQ(cluster.leftovers(), "");
 }
 
@@ -153,15 +153,15 @@ TEST(Stop, SecondSignalCutsItShort) {
     // It has taken the first signal, and goes on: two signals at once count as one.
     EXPECT_TRUE(eventually(
         [&] { return cluster.supervisor().err().find("stopping on signal") != std::string::npos; },
-        seconds(5)));
+        seconds(30)));
     EXPECT_FALSE(cluster.supervisor().wait_exit(milliseconds(300)).has_value());
     cluster.supervisor().signal(SIGTERM);
     for (const auto& stream : streams) {
-      ASSERT_TRUE(stream->wait_end(seconds(5)));
+      ASSERT_TRUE(stream->wait_end(seconds(30)));
       EXPECT_EQ(stream->status.error_code(), grpc::StatusCode::UNAVAILABLE)
           << stream->status.error_message();
     }
-    EXPECT_EQ(cluster.supervisor().wait_exit(seconds(5)), 0) << cluster.supervisor().err();
+    EXPECT_EQ(cluster.supervisor().wait_exit(seconds(30)), 0) << cluster.supervisor().err();
     EXPECT_EQ(cluster.leftovers(), "");
   }
 }

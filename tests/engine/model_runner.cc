@@ -1,8 +1,11 @@
 #include "model_runner.h"
 
 #include <algorithm>
+#include <cmath>
+#include <numeric>
 
 #include "engine/must.h"
+#include "kernels/common/elements.h"
 #include "volley/base/check.h"
 
 namespace volley::engine {
@@ -24,9 +27,11 @@ std::vector<model::ExpertWeights::Key> all_experts(const model::ModelSpec& spec)
 }  // namespace
 
 ModelRunner::ModelRunner(const model::ModelSpec& spec, model::WeightSource& source,
-                         kernels::DType dtype, const std::string& isa, uint32_t tokens_max)
+                         kernels::DType dtype, const std::string& isa, uint32_t tokens_max,
+                         uint32_t pre_reduce_nodes)
     : spec_(spec),
       dtype_(dtype),
+      pre_reduce_nodes_(pre_reduce_nodes),
       kernels_(*must(kernels::select_cpu_kernels(isa))),
       router_weights_(must(model::AttentionWeights::load(spec, source, dtype))),
       expert_weights_(must(model::ExpertWeights::load(spec, source, dtype, all_experts(spec)))) {
@@ -34,7 +39,11 @@ ModelRunner::ModelRunner(const model::ModelSpec& spec, model::WeightSource& sour
   // Backwards, and from the second: a table that is ignored gives other results.
   for (uint32_t i = 0; i < block_count; ++i) blocks_.push_back(block_count - i);
   step_ = must(AttentionStep::create(
-      {.dtype = dtype, .micro_batches = 1, .rows_max = tokens_max, .kv_blocks = block_count + 1},
+      {.dtype = dtype,
+       .combine = pre_reduce_nodes == 0 ? protocol::Combine::kExact : protocol::Combine::kPreReduce,
+       .micro_batches = 1,
+       .rows_max = tokens_max,
+       .kv_blocks = block_count + 1},
       spec_, must(model::AttentionWeights::load(spec, source, dtype)), kernels_, pool_));
   uint32_t top_k = 0, experts = 0, ffn = 0;
   for (const model::LayerSpec& layer : spec_.layers) {
@@ -42,11 +51,14 @@ ModelRunner::ModelRunner(const model::ModelSpec& spec, model::WeightSource& sour
     experts = std::max(experts, layer.moe.experts);
     ffn = std::max(ffn, layer.moe.ffn);
   }
+  row_index_.resize(tokens_max);
+  std::iota(row_index_.begin(), row_index_.end(), 0u);
   const size_t row_bytes = spec_.hidden * dtype_bytes(dtype);
   normed_ = must(Matrix::create(tokens_max, row_bytes));
   dispatched_ = must(Matrix::create(tokens_max, row_bytes));
   packed_ = must(Matrix::create(tokens_max, protocol::e4m3_row_bytes(spec_.hidden)));
   answer_ = must(Matrix::create(tokens_max * top_k, row_bytes));
+  weights_.resize(size_t{tokens_max} * top_k);
   router_logits_ = must(Matrix::create(tokens_max, experts * sizeof(float)));
   workspace_ = must(Mapping::allocate(
       kernels::grouped_ffn_workspace_bytes(size_t{tokens_max} * top_k, ffn, dtype)));
@@ -106,6 +118,7 @@ void ModelRunner::step(const scheduler::StepPlan& plan, Trace& trace) {
     record_routing(layer, chosen, plan.row_count, trace);
     if (wire_) wire_(normed_.const_rows(0, plan.row_count), dispatched_.rows(0, plan.row_count));
     experts(layer, chosen, plan.row_count);
+    if (pre_reduce_nodes_ > 0) pre_reduce(layer, chosen, plan.row_count);
     const uint32_t top_k = spec_.layers[layer].moe.top_k;
     step_->combine(0, layer, 0, plan.row_count, answer_.const_rows(0, plan.row_count * top_k));
   }
@@ -135,6 +148,33 @@ void ModelRunner::record_routing(uint32_t layer, std::span<const uint32_t> chose
     logits.values.insert(logits.values.end(), values, values + logits.cols);
   }
   trace.experts[layer].insert(trace.experts[layer].end(), chosen.begin(), chosen.end());
+}
+
+void ModelRunner::pre_reduce(uint32_t layer, std::span<const uint32_t> chosen, uint32_t rows) {
+  const uint32_t top_k = spec_.layers[layer].moe.top_k;
+  for (uint32_t row = 0; row < rows; ++row) {
+    const size_t begin = size_t{row} * top_k;
+    for (uint32_t j = 0; j < top_k; ++j) {
+      const protocol::Entry entry{.row = row, .expert = chosen[begin + j]};
+      step_->write_weights(0, layer, {&entry, 1}, row_index_, {&weights_[begin + j], 1});
+    }
+    for (uint32_t i = 0; i < spec_.hidden; ++i) {
+      std::vector<float> sums(pre_reduce_nodes_, 0.0f);
+      std::vector<size_t> place(pre_reduce_nodes_, SIZE_MAX);
+      for (size_t j = begin; j < begin + top_k; ++j) {
+        const uint32_t node = chosen[j] % pre_reduce_nodes_;
+        void* const answer = answer_.row(static_cast<uint32_t>(j));
+        sums[node] = std::fma(weights_[j], kernels::load_element(answer, dtype_, i), sums[node]);
+        place[node] = std::min(place[node], j);
+        kernels::store_element(answer, dtype_, i, 0.0f);
+      }
+      for (uint32_t node = 0; node < pre_reduce_nodes_; ++node) {
+        if (place[node] == SIZE_MAX) continue;
+        kernels::store_element(answer_.row(static_cast<uint32_t>(place[node])), dtype_, i,
+                               sums[node]);
+      }
+    }
+  }
 }
 
 void ModelRunner::experts(uint32_t layer, std::span<const uint32_t> chosen, uint32_t rows) {

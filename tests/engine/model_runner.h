@@ -34,9 +34,11 @@ class ModelRunner {
   using Wire = std::function<void(kernels::ConstRows input, kernels::Rows output)>;
 
   /// Sequences have at most `tokens_max` tokens; `isa` as in select_cpu_kernels(). Reads all
-  /// weights, some twice. Aborts on errors.
+  /// weights, some twice. Aborts on errors. `pre_reduce_nodes`: 0, the answers of all experts are
+  /// combined; else the experts lie on so many nodes as default_experts() says, each node sums a
+  /// row's answers of its own, by definition and not by the kernel, and the sums are combined.
   ModelRunner(const model::ModelSpec& spec, model::WeightSource& source, kernels::DType dtype,
-              const std::string& isa, uint32_t tokens_max);
+              const std::string& isa, uint32_t tokens_max, uint32_t pre_reduce_nodes = 0);
 
   /// In place of a wire that changes nothing.
   void set_wire(Wire wire) { wire_ = std::move(wire); }
@@ -52,11 +54,14 @@ class ModelRunner {
  private:
   void step(const scheduler::StepPlan& plan, Trace& trace);
   void experts(uint32_t layer, std::span<const uint32_t> chosen, uint32_t rows);
+  /// Puts the nodes' sums in place of the answers of `layer`.
+  void pre_reduce(uint32_t layer, std::span<const uint32_t> chosen, uint32_t rows);
   void record_routing(uint32_t layer, std::span<const uint32_t> chosen, uint32_t rows,
                       Trace& trace);
 
   const model::ModelSpec spec_;
   const kernels::DType dtype_;
+  const uint32_t pre_reduce_nodes_;
   const kernels::CpuKernels& kernels_;
   ThreadPool pool_{1};
   model::AttentionWeights router_weights_;  // The step owns its own and shows nothing of it.
@@ -65,10 +70,12 @@ class ModelRunner {
   std::vector<uint32_t> blocks_;  // Of the one sequence, in no order.
   Matrix normed_;                 // [tokens_max][hidden] dtype
   Wire wire_;
-  Matrix dispatched_;     // What wire_ made of normed_.
-  Matrix packed_;         // [tokens_max] rows of an fp8 dispatch.
-  Matrix answer_;         // [tokens_max * top_k][hidden] dtype
-  Matrix router_logits_;  // [tokens_max][experts] f32
+  Matrix dispatched_;                // What wire_ made of normed_.
+  Matrix packed_;                    // [tokens_max] rows of an fp8 dispatch.
+  Matrix answer_;                    // [tokens_max * top_k][hidden] dtype
+  std::vector<uint32_t> row_index_;  // 0, 1, ..., tokens_max - 1
+  std::vector<float> weights_;       // [tokens_max * top_k], the router's; with pre_reduce_nodes_.
+  Matrix router_logits_;             // [tokens_max][experts] f32
   Mapping workspace_;
 };
 

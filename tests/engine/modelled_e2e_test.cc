@@ -80,6 +80,9 @@ TEST(Modelled, EveryTopologyGivesTheSameTokens) {
   EXPECT_EQ(run({.expert_nodes = 2, .tokens_per_step_max = 7, .slot_rows = 3}), expected());
   EXPECT_EQ(run({.expert_nodes = 2, .fp8_dispatch = true}), expected());
   EXPECT_EQ(run({.expert_nodes = 3}, 1.5), expected());
+  HarnessOptions sums{.fabric = "tcp", .expert_nodes = 2};
+  sums.combine = protocol::Combine::kPreReduce;
+  EXPECT_EQ(run(sums), expected());
   // Room for one full sequence and a little: several can only run by preemption.
   EXPECT_EQ(run({.expert_nodes = 2, .sequence_tokens_max = 64, .kv_blocks = 5}), expected());
 }

@@ -1,6 +1,7 @@
 // Goal: the engine's arithmetic is that of transformers. With f32 storage the logits are equal up
 // to the order of summation; with bf16 storage they stay within what rounding to bf16 explains, and
-// with fp8 dispatches, of bf16 and of f32, within what rounding to E4M3 explains besides.
+// with fp8 dispatches, of bf16 and of f32, within what rounding to E4M3 explains besides; the same
+// with the sums of `combine: pre_reduce`, which are rounded once more.
 // Every instruction set gives the same bits, and so does every cutting of a sequence into steps.
 //
 // Method: teacher forcing over the goldens of tests/data/goldens: the whole sequence of a prompt
@@ -29,6 +30,10 @@ constexpr const char* kCases[] = {"plain",   "odd",   "tied_f16", "sharded",
 // between a token and its logits; the order of summation is all that may differ.
 constexpr double kF32Tolerance = 1e-4;
 
+// Of the same range, between two f32 runs of ours that add up a token's answers otherwise: in each
+// layer some roundings among the thousand are others, and a router may turn each into ten.
+constexpr double kF32SumTolerance = 1e-5;
+
 // The bound on the error of a gap, in the standard deviations that bf16 is expected to cause there.
 // About 190,000 gaps are compared; among as many normal numbers the largest is expected at 4.5, and
 // the chance that one exceeds 5 is 10 %. The runs are deterministic: they pass always or never.
@@ -56,9 +61,11 @@ std::vector<std::string> instruction_sets() {
   return sets;
 }
 
-ModelRunner make_runner(const GoldenCase& golden, kernels::DType dtype, const std::string& isa) {
+ModelRunner make_runner(const GoldenCase& golden, kernels::DType dtype, const std::string& isa,
+                        uint32_t pre_reduce_nodes = 0) {
   const auto checkpoint = must(model::Checkpoint::open(golden.folder));
-  return ModelRunner(checkpoint.spec, *must(checkpoint.source()), dtype, isa, golden.tokens_max());
+  return ModelRunner(checkpoint.spec, *must(checkpoint.source()), dtype, isa, golden.tokens_max(),
+                     pre_reduce_nodes);
 }
 
 ModelRunner::Trace run_at_once(ModelRunner& runner, const GoldenPrompt& prompt) {
@@ -239,14 +246,9 @@ void compare_logits(std::span<const float> logits, std::span<const float> golden
   }
 }
 
-RoundingReport compare_rounded(const GoldenCase& golden, const Roundings& roundings) {
-  const std::vector<RoundingNoise> noise =
-      expect_noise(must(model::Checkpoint::open(golden.folder)), golden, roundings);
-  ModelRunner runner =
-      make_runner(golden, roundings.bf16 ? kernels::DType::kBf16 : kernels::DType::kF32, "auto");
-  if (roundings.fp8_dispatch) runner.use_fp8_dispatch();
-  RoundingReport report{.bound = roundings.fp8_dispatch ? kFp8Sigmas : kSigmas,
-                        .positions = golden.positions()};
+RoundingReport compare_rounded(const GoldenCase& golden, double bound,
+                               const std::vector<RoundingNoise>& noise, ModelRunner& runner) {
+  RoundingReport report{.bound = bound, .positions = golden.positions()};
   for (size_t p = 0; p < golden.prompts.size(); ++p) {
     const GoldenPrompt& prompt = golden.prompts[p];
     const ModelRunner::Trace trace = run_at_once(runner, prompt);
@@ -266,6 +268,15 @@ RoundingReport compare_rounded(const GoldenCase& golden, const Roundings& roundi
   return report;
 }
 
+RoundingReport compare_rounded(const GoldenCase& golden, const Roundings& roundings) {
+  ModelRunner runner =
+      make_runner(golden, roundings.bf16 ? kernels::DType::kBf16 : kernels::DType::kF32, "auto");
+  if (roundings.fp8_dispatch) runner.use_fp8_dispatch();
+  return compare_rounded(
+      golden, roundings.fp8_dispatch ? kFp8Sigmas : kSigmas,
+      expect_noise(must(model::Checkpoint::open(golden.folder)), golden, roundings), runner);
+}
+
 TEST(ParityBf16, IsWithinItsRoundingsAndNearlyAllTokensAreDecided) {
   size_t decided = 0, positions = 0;
   for (const char* name : kCases) {
@@ -282,6 +293,55 @@ TEST(ParityBf16, IsWithinItsRoundingsAndNearlyAllTokensAreDecided) {
     positions += report.positions;
   }
   std::printf("bf16: %zu of %zu positions are decided\n", decided, positions);
+  EXPECT_GE(static_cast<double>(decided), kDecidedShare * static_cast<double>(positions));
+}
+
+// ------------------------------------------------------------------------------------ pre_reduce
+
+TEST_P(Parity, PreReducedF32IsWithinTheOrderOfSummation) {
+  const GoldenCase golden = load_golden_case(GetParam());
+  ModelRunner exact = make_runner(golden, kernels::DType::kF32, "auto");
+  for (const uint32_t nodes : {1u, 2u, 3u}) {
+    ModelRunner runner = make_runner(golden, kernels::DType::kF32, "auto", nodes);
+    double worst = 0;
+    for (size_t p = 0; p < golden.prompts.size(); ++p) {
+      SCOPED_TRACE(fmt::format("{} nodes, prompt {}", nodes, p));
+      const GoldenPrompt& prompt = golden.prompts[p];
+      const ModelRunner::Trace sums = run_at_once(runner, prompt);
+      const ModelRunner::Trace terms = run_at_once(exact, prompt);
+      EXPECT_EQ(sums.experts, terms.experts);
+      const double error = largest_difference(sums.logits, terms.logits) / range_of(prompt.logits);
+      EXPECT_LE(error, kF32SumTolerance);
+      worst = std::max(worst, error);
+      // All of a row's experts lie on the one node: the same sum, which f32 does not round again.
+      if (nodes == 1) {
+        EXPECT_EQ(sums, terms);
+      }
+    }
+    std::printf("%s, f32, sums of %u nodes: largest change %.2g of the logits' range\n", GetParam(),
+                nodes, worst);
+  }
+}
+
+TEST(ParityPreReduce, Bf16IsWithinItsRoundingsAndNearlyAllTokensAreDecided) {
+  size_t decided = 0, positions = 0;
+  for (const char* name : kCases) {
+    const GoldenCase golden = load_golden_case(name);
+    const std::vector<RoundingNoise> noise = expect_noise(
+        must(model::Checkpoint::open(golden.folder)), golden, {.bf16 = true, .pre_reduce = true});
+    for (const uint32_t nodes : {1u, 2u, 3u}) {
+      SCOPED_TRACE(fmt::format("{}, {} nodes", name, nodes));
+      ModelRunner runner = make_runner(golden, kernels::DType::kBf16, "auto", nodes);
+      const RoundingReport report = compare_rounded(golden, kSigmas, noise, runner);
+      std::printf(
+          "%s, bf16, sums of %u nodes: a gap %.2f sigma, a router's gap %.2f; compared %zu, "
+          "decided %zu of %zu positions\n",
+          name, nodes, report.worst_sigmas, report.worst_router_sigmas, report.compared,
+          report.decided, report.positions);
+      decided += report.decided;
+      positions += report.positions;
+    }
+  }
   EXPECT_GE(static_cast<double>(decided), kDecidedShare * static_cast<double>(positions));
 }
 

@@ -87,16 +87,25 @@ TEST(ProfileEndToEnd, CountsEveryByteAndWhatSharedRowsSave) {
     const char* fabric;
     uint32_t expert_nodes;
     bool fp8;
+    bool sums;
   };
-  for (const auto& [fabric, expert_nodes, fp8] : {Case{"local", 1, false},
-                                                  {"local", 3, false},
-                                                  {"tcp", 1, false},
-                                                  {"tcp", 3, false},
-                                                  {"tcp", 1, true},
-                                                  {"shm", 3, true}}) {
-    SCOPED_TRACE(fmt::format("{} with {} expert nodes, fp8 {}", fabric, expert_nodes, fp8));
-    ClusterHarness cluster({.fabric = fabric, .expert_nodes = expert_nodes, .fp8_dispatch = fp8},
-                           checkpoint);
+  for (const auto& [fabric, expert_nodes, fp8, sums] : {Case{"local", 1, false, false},
+                                                        {"local", 3, false, false},
+                                                        {"tcp", 1, false, false},
+                                                        {"tcp", 3, false, false},
+                                                        {"tcp", 1, true, false},
+                                                        {"shm", 3, true, false},
+                                                        {"local", 1, false, true},
+                                                        {"tcp", 3, false, true},
+                                                        {"shm", 3, true, true}}) {
+    SCOPED_TRACE(
+        fmt::format("{} with {} expert nodes, fp8 {}, sums {}", fabric, expert_nodes, fp8, sums));
+    ClusterHarness cluster(
+        {.fabric = fabric,
+         .expert_nodes = expert_nodes,
+         .fp8_dispatch = fp8,
+         .combine = sums ? protocol::Combine::kPreReduce : protocol::Combine::kExact},
+        checkpoint);
     const std::vector<GenerationRequest> requests = random_requests(3, 4, 199, 20, 5);
     std::vector<Stream> streams(requests.size());
     for (size_t i = 0; i < requests.size(); ++i) cluster.submit(0, requests[i], streams[i]);
@@ -116,6 +125,7 @@ TEST(ProfileEndToEnd, CountsEveryByteAndWhatSharedRowsSave) {
       experts.messages_received += status.traffic.messages_received;
       experts.bytes_sent += status.traffic.bytes_sent;
       experts.bytes_received += status.traffic.bytes_received;
+      experts.saved_pre_reduce_bytes += status.traffic.saved_pre_reduce_bytes;
       EXPECT_EQ(status.traffic.saved_sharing_bytes, 0u);
     }
     EXPECT_EQ(entries, tokens * top_k * spec.layer_count());
@@ -125,15 +135,17 @@ TEST(ProfileEndToEnd, CountsEveryByteAndWhatSharedRowsSave) {
     EXPECT_EQ(attention.bytes_sent, experts.bytes_received);
     EXPECT_EQ(attention.bytes_received, experts.bytes_sent);
     const uint64_t overhead = attention.messages_sent * sizeof(protocol::MessageHeader) +
-                              entries * sizeof(protocol::Entry);
+                              entries * (sizeof(protocol::Entry) + (sums ? sizeof(float) : 0));
     EXPECT_EQ(attention.bytes_sent + attention.saved_sharing_bytes + attention.saved_fp8_bytes,
               overhead + entries * row_bytes);
     const uint64_t rows = entries - attention.saved_sharing_bytes / row_bytes;
     EXPECT_EQ(attention.saved_fp8_bytes,
               fp8 ? rows * (row_bytes - protocol::e4m3_row_bytes(spec.hidden)) : 0);
     EXPECT_EQ(attention.saved_fp8_bytes > 0, fp8);
-    EXPECT_EQ(experts.bytes_sent,
+    EXPECT_EQ(experts.bytes_sent + experts.saved_pre_reduce_bytes,
               experts.messages_sent * sizeof(protocol::MessageHeader) + entries * row_bytes);
+    EXPECT_EQ(experts.saved_pre_reduce_bytes, sums ? (entries - rows) * row_bytes : 0);
+    EXPECT_EQ(attention.saved_pre_reduce_bytes, 0u);
     if (expert_nodes == 1) {
       // Of the k experts of a row, all are there.
       EXPECT_EQ(attention.saved_sharing_bytes, entries / top_k * (top_k - 1) * row_bytes);

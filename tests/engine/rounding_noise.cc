@@ -44,6 +44,10 @@
 // share its errors as they do in the engine. With bf16 the row read back is rounded to bf16 once
 // more: gate and up count 2.
 //
+// With pre_reduce the sum that an expert node makes of a row's answers is rounded once more. Its
+// error is relative to the sum, which has at most the size that its terms have together: down
+// counts 3, for terms of equal signs exactly, else a little more than there is.
+//
 // What the noise does differs between positions by a factor of ten: a query between two keys, or a
 // token between two experts, turns little noise into much. And there the errors of all logits are
 // due to one number, so that they differ as the logits' share in it does. Therefore the runs are
@@ -94,7 +98,7 @@ class NoisyWeights : public model::WeightSource {
     const auto is = [&](const std::string& tensor) {
       return name.ends_with(tensor.substr(tensor.find("{}") + 2));
     };
-    if (is(names_.expert_down)) return 2;
+    if (is(names_.expert_down)) return roundings_.pre_reduce ? 3 : 2;
     const bool first = is(names_.expert_gate) || is(names_.expert_up);
     return first && roundings_.fp8_dispatch ? 2 : 1;
   }

@@ -1,8 +1,8 @@
 #pragma once
 
-// How far a run with bf16 storage or fp8 dispatches may be from an exact one: derived from the
-// number of roundings and their size, and from how much the model amplifies noise, which is
-// measured in f32. Nothing here runs in bf16 or fp8.
+// How far a run with bf16 storage, fp8 dispatches or pre_reduce may be from an exact one: derived
+// from the number of roundings and their size, and from how much the model amplifies noise, which
+// is measured in f32. Nothing here runs in bf16 or fp8.
 
 #include <vector>
 
@@ -22,6 +22,7 @@ struct RoundingNoise {
 struct Roundings {
   bool bf16 = true;           ///< Weights and activations are stored in bf16, else in f32.
   bool fp8_dispatch = false;  ///< Rows go to the experts as E4M3.
+  bool pre_reduce = false;    ///< Expert nodes send sums, which are rounded as rows are.
 };
 
 /// One per prompt. Aborts when a tensor cannot be read.

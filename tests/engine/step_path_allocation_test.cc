@@ -234,6 +234,10 @@ TEST_P(StepPathAllocation, NoneWithFp8Dispatches) {
   expect_no_allocation({.fabric = GetParam(), .fp8_dispatch = true});
 }
 
+TEST_P(StepPathAllocation, NoneWithSumsOnTheExpertNodes) {
+  expect_no_allocation({.fabric = GetParam(), .combine = protocol::Combine::kPreReduce});
+}
+
 INSTANTIATE_TEST_SUITE_P(Fabrics, StepPathAllocation, testing::Values("local", "shm", "tcp"),
                          [](const auto& fabric) { return std::string(fabric.param); });
 

@@ -1,5 +1,6 @@
 // Goal: no bytes make the wire decoder read outside its slot, and what it accepts can be indexed.
-// Method: the input is one slot as a peer could have written it; a message that passes is walked.
+// Method: the input is one slot as a peer could have written it, after a byte that chooses kind and
+// combine; a message that passes is walked.
 
 #include <cstdlib>
 #include <cstring>
@@ -11,9 +12,11 @@
 using namespace volley::protocol;
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  constexpr LinkGeometry kGeometry = LinkGeometry::make(2, 4, 2, 32);
+  constexpr LinkGeometry kExact = LinkGeometry::make(2, 4, 2, 32);
+  constexpr LinkGeometry kSums = LinkGeometry::make(2, 4, 2, 32, 32, Combine::kPreReduce);
   const bool answer = size > 0 && (data[0] & 1) != 0;
-  const SlotLayout& layout = answer ? kGeometry.answer : kGeometry.dispatch;
+  const LinkGeometry& geometry = size > 0 && (data[0] & 2) != 0 ? kSums : kExact;
+  const SlotLayout& layout = answer ? geometry.answer : geometry.dispatch;
   if (size > 0) {
     ++data;
     --size;
@@ -29,7 +32,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
                              .experts = 8,
                              .dtype = 1,
                              .layout = layout,
-                             .micro_batches = kGeometry.micro_batches};
+                             .micro_batches = geometry.micro_batches};
   if (!validate_message(slot, expected).ok()) return 0;
   const MessageHeader& header = header_of(slot.data());
   VOLLEY_CHECK(header.layer < expected.layers && header.micro_batch < expected.micro_batches);
@@ -37,6 +40,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   for (const Entry& entry : entries_of(slot.data(), layout, header.entry_count)) {
     VOLLEY_CHECK(entry.expert < expected.experts);
     sum += static_cast<unsigned>(*row_of(slot.data(), layout, entry.row));
+  }
+  if (layout.weight_bytes != 0) {
+    VOLLEY_CHECK(header.row_count <= header.entry_count);
+    for (const float& weight : weights_of(slot.data(), layout, header.entry_count)) {
+      sum += static_cast<unsigned>(*reinterpret_cast<const std::byte*>(&weight));
+    }
   }
   for (uint32_t row = 0; row < header.row_count; ++row) {
     sum += static_cast<unsigned>(row_of(slot.data(), layout, row)[layout.row_bytes - 1]);

@@ -6,6 +6,7 @@
 #include "kernels/gemm/gemm.h"
 #include "kernels/grouped_ffn/grouped_ffn.h"
 #include "kernels/pack/pack.h"
+#include "kernels/reduce/reduce.h"
 #include "kernels/rms_norm/rms_norm.h"
 #include "kernels/rope/rope.h"
 #include "kernels/router/router.h"

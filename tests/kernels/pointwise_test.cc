@@ -285,6 +285,92 @@ TEST(Combine, AddsInTheOrderOfTheList) {
   });
 }
 
+TEST(Reduce, EveryInstructionSetHasTheBitsOfTheReference) {
+  uint64_t seed = 60;
+  ThreadPool one(1);
+  for (const uint32_t rows : kRowCounts) {
+    for (const uint32_t width : kWidths) {
+      for (const DType dtype : kDTypes) {
+        SplitMix64 random(++seed);
+        std::vector<uint32_t> first = {0};  // Rows of 0 to 8 terms.
+        while (first.size() <= rows) {
+          first.push_back(first.back() + static_cast<uint32_t>(random.below(9)));
+        }
+        const uint32_t terms = first.back();
+        const auto input = RowBuffer::random(random, terms, width, dtype);
+        const std::vector<float> weight = random_vector(random, terms);
+        const auto run = [&](const CpuKernels& kernels, ThreadPool& pool) {
+          RowBuffer output(rows, width, dtype);
+          kernels.reduce({.input = input.rows_in(),
+                          .weight = weight.data(),
+                          .first = first,
+                          .output = output.rows_out(),
+                          .width = width,
+                          .dtype = dtype},
+                         pool);
+          return output;
+        };
+        const RowBuffer expected = run(reference_kernels(), one);
+        for_each_variant([&](const CpuKernels& kernels, ThreadPool& pool, const std::string& name) {
+          expect_same(expected, run(kernels, pool),
+                      fmt::format("{}, seed {}, {} x {}", name, seed, rows, width));
+        });
+        for (uint32_t r = 0; r < rows; ++r) {
+          for (uint32_t i = 0; i < width; ++i) {
+            double exact = 0, magnitude = 0;
+            for (uint32_t j = first[r]; j < first[r + 1]; ++j) {
+              exact += double{weight[j]} * input.at(j, i);
+              magnitude += std::abs(double{weight[j]} * input.at(j, i));
+            }
+            // The sum of up to 8 terms, and its rounding to the dtype.
+            const double summing = gamma(8) * magnitude;
+            const double rounding =
+                dtype == DType::kBf16 ? 0x1p-8 * (std::abs(exact) + summing) : 0;
+            ASSERT_LE(std::abs(expected.at(r, i) - exact), summing + rounding);
+          }
+        }
+      }
+    }
+  }
+}
+
+// What combine makes of a row's answers is what reduce makes of them, in f32, added to the
+// residual: with one expert node the sums of `combine: pre_reduce` give the bits of the exact mode.
+TEST(Reduce, InF32IsTheSumThatCombineMakes) {
+  SplitMix64 random(90);
+  ThreadPool pool(1);
+  const uint32_t rows = 5, width = 37, top_k = 4;
+  const auto input = RowBuffer::random(random, rows * top_k, width, DType::kF32);
+  const std::vector<float> weight = random_vector(random, rows * top_k);
+  const std::vector<float> ones(rows, 1.0f);
+  const std::vector<uint32_t> first = {0, 4, 8, 12, 16, 20};
+  const auto initial = RowBuffer::random(random, rows, width, DType::kF32);
+  RowBuffer combined(initial), added(initial), sums(rows, width, DType::kF32);
+  const CpuKernels& kernels = reference_kernels();
+  kernels.combine({.residual = combined.rows_out(),
+                   .expert_row = input.rows_in(),
+                   .weight = weight.data(),
+                   .top_k = top_k,
+                   .width = width,
+                   .dtype = DType::kF32},
+                  pool);
+  kernels.reduce({.input = input.rows_in(),
+                  .weight = weight.data(),
+                  .first = first,
+                  .output = sums.rows_out(),
+                  .width = width,
+                  .dtype = DType::kF32},
+                 pool);
+  kernels.combine({.residual = added.rows_out(),
+                   .expert_row = sums.rows_in(),
+                   .weight = ones.data(),
+                   .top_k = 1,
+                   .width = width,
+                   .dtype = DType::kF32},
+                  pool);
+  expect_same(combined, added, "sums");
+}
+
 TEST(Pack, CopiesEachRowToItsPlace) {
   SplitMix64 random(40);
   const auto tokens = RowBuffer::random(random, 4, 37, DType::kBf16);

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <utility>
 #include <vector>
 
 namespace volley::protocol {
@@ -106,6 +107,55 @@ TEST(Wire, Fp8DispatchesAndAnswersOfTheModelAreToldApart) {
     EXPECT_GE(bytes, width + 4);
     EXPECT_LT(bytes, width + 4 + 16);
   }
+}
+
+TEST(Wire, WeightsFollowTheEntriesInUse) {
+  const LinkGeometry exact = LinkGeometry::make(2, 4, 2, 32, 48);
+  EXPECT_EQ(exact.combine(), Combine::kExact);
+  EXPECT_EQ(exact.dispatch.entries_bytes(3), 24u);
+  EXPECT_EQ(exact.answer.rows_max, 8u);
+  EXPECT_EQ(exact.answer_rows(3, 5), 5u);
+
+  const LinkGeometry sums = LinkGeometry::make(2, 4, 2, 32, 48, Combine::kPreReduce);
+  EXPECT_EQ(sums.combine(), Combine::kPreReduce);
+  EXPECT_EQ(sums.dispatch.weight_bytes, 4u);
+  EXPECT_EQ(sums.dispatch.entries_bytes(3), 36u);
+  EXPECT_EQ(sums.dispatch.rows_offset(), 64u + 128u);  // 8 entries of 12 bytes, rounded up to 64.
+  EXPECT_EQ(sums.answer.rows_max, 4u);
+  EXPECT_EQ(sums.answer.weight_bytes, 0u);
+  EXPECT_EQ(sums.answer_rows(3, 5), 3u);
+  EXPECT_NE(exact.dispatch, sums.dispatch);
+
+  std::vector<uint64_t> memory(sums.dispatch.slot_bytes() / 8);
+  auto* slot = reinterpret_cast<std::byte*>(memory.data());
+  const std::span<float> weights = weights_of(slot, sums.dispatch, 8);
+  EXPECT_EQ(reinterpret_cast<std::byte*>(weights.data()), slot + 64 + 8 * sizeof(Entry));
+  EXPECT_LE(reinterpret_cast<std::byte*>(weights.data() + 8), row_of(slot, sums.dispatch, 0));
+  EXPECT_EQ(weights_of(std::as_const(slot), sums.dispatch, 3).data(),
+            reinterpret_cast<float*>(slot + 64 + 3 * sizeof(Entry)));
+}
+
+TEST(Wire, ADispatchWithWeightsHasNoMoreRowsThanEntries) {
+  const LinkGeometry sums = LinkGeometry::make(2, 4, 2, 32, 32, Combine::kPreReduce);
+  Expectation expected = dispatch_expectation();
+  expected.layout = sums.dispatch;
+  MessageHeader header = dispatch_header();
+  header.entry_count = 4;
+  EXPECT_TRUE(validate_header(header, expected).ok());
+  header.entry_count = 3;
+  EXPECT_TRUE(validate_header(header, dispatch_expectation()).ok());
+  EXPECT_EQ(message_of(validate_header(header, expected)),
+            "header.row_count is 4, allowed: 0 to 3, the entries");
+  header.row_count = header.entry_count = 0;
+  EXPECT_TRUE(validate_header(header, expected).ok());
+
+  expected = answer_expectation();
+  expected.layout = sums.answer;
+  MessageHeader answer = answer_header();
+  answer.row_count = 4;
+  EXPECT_TRUE(validate_header(answer, expected).ok());
+  answer.row_count = 5;
+  EXPECT_EQ(validate_header(answer, expected).code(), StatusCode::kDataLoss);
 }
 
 TEST(Wire, AnswerTimesSaturate) {

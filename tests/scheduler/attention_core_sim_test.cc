@@ -1,8 +1,9 @@
 // Goal: AttentionCore keeps LINK-1 to LINK-3 and MB-1 to MB-4, combines exactly the answers of its
 // own rows and experts, and ends every accepted sequence once, whatever the links and nodes do.
 // Method: a fake expert pool in virtual time under one seed. An expert "computes" by echoing (row
-// token, expert, layer), so a wrong or overwritten answer shows when it is combined; receive slots
-// are wiped when the other direction is posted or the link closes, as the Fabric contract allows.
+// token, experts, layer), so a wrong or overwritten answer shows when it is combined, and so does
+// an expert that is missing or comes twice in the sums of `combine: pre_reduce`; receive slots are
+// wiped when the other direction is posted or the link closes, as the Fabric contract allows.
 // Answers are delayed, doubled and overtaken; nodes refuse; links close and come back under new
 // maps. Then the faults stop and everything must end. Planted bugs in the shell and in the network
 // show that the checks can fail.
@@ -23,6 +24,7 @@
 namespace volley::scheduler {
 namespace {
 
+using protocol::Combine;
 using protocol::Entry;
 using protocol::ExpertMap;
 using protocol::LinkGeometry;
@@ -41,10 +43,11 @@ enum class Bug : uint8_t {
   kLostPost,       ///< A dispatch is never sent.
 };
 
-/// One answer row: what an expert makes of a row.
+/// One answer row: what an expert makes of a row, or with kPreReduce the sum of what a node's
+/// experts make of it, in this order.
 struct Echo {
   uint64_t row_token = 0;
-  uint32_t expert = 0;
+  std::vector<uint32_t> experts;
   uint32_t layer = 0;
   bool operator==(const Echo&) const = default;
 };
@@ -91,8 +94,8 @@ struct StepState {
 
 class CoreSim {
  public:
-  CoreSim(uint64_t seed, Bug bug) : random_(seed), bug_(bug) {
-    draw_cluster();
+  CoreSim(uint64_t seed, Bug bug, Combine combine = Combine::kExact) : random_(seed), bug_(bug) {
+    draw_cluster(combine);
     core_ = std::make_unique<AttentionCore>(options_);
     steps_.resize(options_.scheduler.micro_batches);
   }
@@ -109,6 +112,7 @@ class CoreSim {
   }
   uint64_t hash() const { return hash_; }
   uint64_t combined_rows() const { return combined_rows_; }
+  uint64_t summed_rows() const { return summed_rows_; }
   uint64_t takeovers() const { return takeovers_; }
   uint64_t finished_sequences() const { return core_->scheduler().stats().finished; }
 
@@ -121,7 +125,7 @@ class CoreSim {
   }
   void note(uint64_t value) { hash_ = (hash_ ^ value) * 0x100000001b3ull; }
 
-  void draw_cluster() {
+  void draw_cluster(Combine combine) {
     options_.layers = pick(1, 3);
     options_.experts = pick(1, 6);
     options_.top_k = pick(1, std::min(3u, options_.experts));
@@ -135,8 +139,8 @@ class CoreSim {
     options_.scheduler.block_tokens = 4;
     options_.scheduler.sequence_tokens_max = 24;
     options_.scheduler.block_count = pick(6, 20);
-    options_.geometry =
-        LinkGeometry::make(options_.scheduler.micro_batches, pick(1, 5), options_.top_k, 64);
+    options_.geometry = LinkGeometry::make(options_.scheduler.micro_batches, pick(1, 5),
+                                           options_.top_k, 64, 64, combine);
     const uint32_t node_count = pick(1, 4);
     nodes_.resize(node_count);
     for (uint32_t expert = 0; expert < options_.experts; ++expert) {
@@ -347,23 +351,37 @@ class CoreSim {
       return fail("the answer references do not cover the rows");
     }
     for (uint32_t row = work.combine_begin; row < work.combine_end; ++row) {
+      const std::span<const uint32_t> chosen =
+          std::span(step.expert).subspan(size_t{row} * options_.top_k, options_.top_k);
+      std::vector<uint32_t> summed;  // Of the row: the experts in what is combined.
       for (uint32_t j = 0; j < options_.top_k; ++j) {
         AnswerRef ref = work.answers[size_t{row - work.combine_begin} * options_.top_k + j];
-        if (step.bad[row] != (ref.index == AnswerRef::kNone))
-          return fail("kNone is at the wrong rows");
-        if (step.bad[row]) continue;
+        const bool none = ref.index == AnswerRef::kNone;
+        const bool in_another = std::find(summed.begin(), summed.end(), chosen[j]) != summed.end();
+        if (none != (step.bad[row] || in_another)) return fail("kNone is at the wrong places");
+        if (none) continue;
         const auto link = links_.find(ref.link);
         if (link == links_.end()) return fail("an answer is to be read from a closed link");
         const std::vector<Echo>& rows = link->second.slots[ref.slot].received;
         if (bug_ == Bug::kShiftedAnswer && rows.size() > 1)
           ref.index = (ref.index + 1) % rows.size();
         if (ref.index >= rows.size()) return fail("the answer was overwritten or never came");
-        const Echo expected{.row_token = row_token(work.micro_batch, row),
-                            .expert = step.expert[size_t{row} * options_.top_k + j],
-                            .layer = step.layer};
-        if (!(rows[ref.index] == expected)) return fail("MB-1: a wrong answer was combined");
-        ++combined_rows_;
-        note(expected.row_token * 31 + expected.expert);
+        const Echo& echo = rows[ref.index];
+        const bool sum = options_.geometry.combine() == Combine::kPreReduce;
+        if (echo.row_token != row_token(work.micro_batch, row) || echo.layer != step.layer ||
+            echo.experts.empty() || echo.experts.front() != chosen[j] ||
+            (!sum && echo.experts.size() != 1)) {
+          return fail("MB-1: a wrong answer was combined");
+        }
+        summed.insert(summed.end(), echo.experts.begin(), echo.experts.end());
+        combined_rows_ += 1;
+        summed_rows_ += echo.experts.size() > 1 ? 1 : 0;
+        note(echo.row_token * 31 + chosen[j]);
+      }
+      if (step.bad[row]) continue;
+      std::sort(summed.begin(), summed.end());
+      if (!std::equal(summed.begin(), summed.end(), chosen.begin(), chosen.end())) {
+        return fail("MB-1: a row did not get each of its experts once");
       }
     }
     step.combined = work.combine_end;
@@ -433,7 +451,7 @@ class CoreSim {
                     .rows = {}};
     answer.header.incarnation = link.incarnation.value;
     answer.header.kind = MessageKind::kAnswer;
-    answer.header.row_count = header.entry_count;
+    answer.header.row_count = options_.geometry.answer_rows(header.row_count, header.entry_count);
     answer.header.entry_count = 0;
     const bool stale = header.map < map_->version && random_.chance(0.3);
     const bool not_finite = !healed_ && random_.chance(0.0005);
@@ -445,11 +463,7 @@ class CoreSim {
                               : not_finite ? Refusal::kNotFinite
                                            : Refusal::kNotHeld;
     } else {
-      for (const Entry& entry : dispatch.entries) {
-        answer.rows.push_back({.row_token = row_token(header.micro_batch, dispatch.rows[entry.row]),
-                               .expert = entry.expert,
-                               .layer = header.layer});
-      }
+      answer.rows = echo(dispatch);
     }
     if (random_.chance(0.1)) {
       InFlight again = answer;
@@ -458,6 +472,20 @@ class CoreSim {
       wire_.push_back(std::move(again));
     }
     wire_.push_back(std::move(answer));
+  }
+
+  std::vector<Echo> echo(const OutgoingDispatch& dispatch) const {
+    const MessageHeader& header = dispatch.header;
+    const bool sum = options_.geometry.combine() == Combine::kPreReduce;
+    std::vector<Echo> rows(options_.geometry.answer_rows(header.row_count, header.entry_count));
+    for (size_t i = 0; i < dispatch.entries.size(); ++i) {
+      const Entry& entry = dispatch.entries[i];
+      Echo& row = rows[sum ? entry.row : i];
+      row.row_token = row_token(header.micro_batch, dispatch.rows[entry.row]);
+      row.layer = header.layer;
+      row.experts.push_back(entry.expert);
+    }
+    return rows;
   }
 
   void check_dispatch(const OutgoingDispatch& dispatch, const FakeLink& link) {
@@ -516,7 +544,8 @@ class CoreSim {
         message.header.sequence = slot.sent.sequence;
         message.header.layer = slot.sent.layer;
         message.header.fragment = slot.sent.fragment;
-        message.header.row_count = slot.sent.entry_count;
+        message.header.row_count =
+            options_.geometry.answer_rows(slot.sent.row_count, slot.sent.entry_count);
         matches = true;
       }
       // A stale answer finds no room: a fabric gives a receive slot to the answer of its last post.
@@ -598,6 +627,7 @@ class CoreSim {
   uint64_t step_serial_ = 0;
   uint64_t message_order_ = 0;
   uint64_t combined_rows_ = 0;
+  uint64_t summed_rows_ = 0;  ///< Of these, sums of more than one expert.
   uint64_t takeovers_ = 0;
   uint64_t hash_ = 0xcbf29ce484222325ull;
   bool healed_ = false;
@@ -619,6 +649,22 @@ TEST(AttentionCoreSim, KeepsItsRules) {
   EXPECT_GT(finished, 5'000u);
 }
 
+TEST(AttentionCoreSim, KeepsItsRulesWithSumsOnTheExpertNodes) {
+  uint64_t combined = 0, summed = 0, takeovers = 0, finished = 0;
+  for (uint64_t seed = 0; seed < 2'000; ++seed) {
+    CoreSim sim(seed, Bug::kNone, Combine::kPreReduce);
+    ASSERT_EQ(sim.run(), "") << "reproduce with seed=" << seed;
+    combined += sim.combined_rows();
+    summed += sim.summed_rows();
+    takeovers += sim.takeovers();
+    finished += sim.finished_sequences();
+  }
+  EXPECT_GT(combined, 50'000u);
+  EXPECT_GT(summed, 10'000u);
+  EXPECT_GT(takeovers, 500u);
+  EXPECT_GT(finished, 5'000u);
+}
+
 TEST(AttentionCoreSim, OneSeedGivesOneHistory) {
   for (uint64_t seed = 0; seed < 50; ++seed) {
     CoreSim first(seed, Bug::kNone), second(seed, Bug::kNone);
@@ -632,10 +678,14 @@ class PlantedBug : public testing::TestWithParam<std::pair<Bug, std::vector<std:
 
 TEST_P(PlantedBug, IsCaught) {
   const auto& [bug, expected] = GetParam();
-  std::string failure;
-  for (uint64_t seed = 0; seed < 300 && failure.empty(); ++seed) failure = CoreSim(seed, bug).run();
-  EXPECT_TRUE(std::find(expected.begin(), expected.end(), failure) != expected.end())
-      << "got: " << failure;
+  for (const Combine combine : {Combine::kExact, Combine::kPreReduce}) {
+    std::string failure;
+    for (uint64_t seed = 0; seed < 300 && failure.empty(); ++seed) {
+      failure = CoreSim(seed, bug, combine).run();
+    }
+    EXPECT_TRUE(std::find(expected.begin(), expected.end(), failure) != expected.end())
+        << "got: " << failure;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(

@@ -103,7 +103,8 @@ class AttentionCoreTest : public testing::Test {
   MessageHeader answer_to(LinkId link, uint32_t slot) {
     MessageHeader header = last_.at({link, slot});
     header.kind = MessageKind::kAnswer;
-    header.row_count = std::exchange(header.entry_count, 0);
+    header.row_count = options_.geometry.answer_rows(header.row_count, header.entry_count);
+    header.entry_count = 0;
     return header;
   }
   Status answer(LinkId link, uint32_t slot) {
@@ -186,6 +187,40 @@ TEST_F(AttentionCoreTest, AStepGoesThroughAllLayers) {
   core_->finish_step(0, std::vector<BatchScheduler::Sampled>{{.token = 3}});
   EXPECT_EQ(state(0), "idle");
   EXPECT_TRUE(core_->scheduler().idle());
+}
+
+TEST_F(AttentionCoreTest, SumsTakeThePlaceOfTheirLowestExpert) {
+  options_.geometry = LinkGeometry::make(2, 3, 2, 64, 64, protocol::Combine::kPreReduce);
+  make(map_of(1, {0, 1, 3}, {1, 2, 3}));
+  submit(1, 3);
+  EXPECT_EQ(next(), "mb0 attention 0");
+  core_->route(0, std::vector<uint32_t>{0, 1, 0, 2, 1, 3});
+  EXPECT_EQ(sent(), "1/0:0.0,0.1,1.0,3.2 2/0:1.2,2.1");
+  MessageHeader per_entry = answer_to(kA, 0);
+  per_entry.row_count = 4;
+  EXPECT_THAT(message_of(core_->on_message(kA, 0, per_entry)),
+              testing::HasSubstr("row count 4, the dispatch says 3"));
+  ASSERT_TRUE(answer(kA, 0).ok());
+  ASSERT_TRUE(answer(kB, 0).ok());
+  EXPECT_EQ(next(), "mb0 attention 1 combine 0-3");
+  // Row 0 is one sum of node a; rows 1 and 2 have a part of each node.
+  EXPECT_THAT(answers(), ElementsAre("1/0[0]", "-", "1/0[1]", "2/0[0]", "2/0[1]", "1/0[2]"));
+}
+
+TEST_F(AttentionCoreTest, SumsOfATakeoverStandBesideThoseOfTheOwnSlot) {
+  options_.geometry = LinkGeometry::make(2, 3, 2, 64, 64, protocol::Combine::kPreReduce);
+  make(map_of(1, {0, 1, 2, 3}, {2, 3}));
+  submit(1, 2);
+  EXPECT_EQ(next(), "mb0 attention 0");
+  core_->route(0, std::vector<uint32_t>{0, 2, 2, 3});
+  EXPECT_EQ(sent(), "1/0:0.0,2.0,3.1 2/0:2.1");
+  ASSERT_TRUE(answer(kA, 0).ok());
+  core_->link_closed(kB);
+  EXPECT_EQ(sent(), "1/2:2.1");
+  ASSERT_TRUE(answer(kA, 2).ok());
+  EXPECT_EQ(next(), "mb0 attention 1 combine 0-2");
+  // Row 1 has its expert 3 in the own slot and its expert 2 in the takeover slot of one node.
+  EXPECT_THAT(answers(), ElementsAre("1/0[0]", "-", "1/2[0]", "1/0[1]"));
 }
 
 TEST_F(AttentionCoreTest, LargeStepsGoAsFragments) {

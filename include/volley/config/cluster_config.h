@@ -50,6 +50,7 @@ struct TransportConfig {
   uint32_t link_timeout_ms = 1000;
   uint32_t gather_window_us = 2000;
   bool fp8_dispatch = false;  ///< dispatch_dtype: model | fp8_e4m3
+  bool pre_reduce = false;    ///< combine: exact | pre_reduce
 };
 
 struct ControllerConfig {

@@ -109,15 +109,18 @@ class AttentionEngine {
                                                          std::unique_ptr<transport::Fabric> fabric);
   /// An engine that takes the time of `compute` and makes tokens up: no weights, no KV memory. The
   /// tokens of a request are the same on every topology, and never end a sequence.
-  /// `options.threads`,
-  /// `cores` and `pool` are not used. Errors: kInvalidArgument.
+  /// `options.threads`, `cores` and
+  /// `pool` are not used. Errors: kInvalidArgument.
   static Result<std::unique_ptr<AttentionEngine>> create_modelled(
       const AttentionEngineOptions& options, const model::ModelSpec& spec,
       const ModelledCompute& compute, std::unique_ptr<transport::Fabric> fabric);
-  /// The link geometry of a cluster: m micro-batches, `rows_max` token rows a slot.
+  /// The link geometry of a cluster: m micro-batches, `rows_max` token rows a slot. It alone tells
+  /// the engines where sums are made: kPreReduce gives fewer bytes and bits that depend on the
+  /// placement of the experts.
   static protocol::LinkGeometry geometry(const model::ModelSpec& spec, uint32_t micro_batches,
                                          uint32_t rows_max, kernels::DType dtype,
-                                         bool fp8_dispatch = false);
+                                         bool fp8_dispatch = false,
+                                         protocol::Combine combine = protocol::Combine::kExact);
   ~AttentionEngine();
 
   /// Queues a sequence. On OK the sink gets everything, its end included; it must live until then.

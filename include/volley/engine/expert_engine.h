@@ -50,7 +50,8 @@ struct ExpertStatus {
   ProfileSnapshot profile;  ///< Of the engine thread, at most some 100 ms old.
 };
 
-/// An expert node: gathers dispatches of one layer and answers each with a row per (token, expert).
+/// An expert node: gathers dispatches of one layer and answers each with a row per (token, expert),
+/// or, where the geometry says kPreReduce, with their weighted sum per token.
 ///
 /// Threads: as AttentionEngine.
 class ExpertEngine {

@@ -16,7 +16,7 @@ namespace volley::engine {
 /// What an engine's thread was doing. A thread is always in exactly one of these.
 enum class Span : uint8_t {
   kSchedule,   ///< Bookkeeping: commands, events, timers, core or gather policy, status, outputs.
-  kCombine,    ///< Attention node: answers into the residual.
+  kCombine,    ///< Attention node: answers into the residual. Expert node: those of a row into one.
   kAttention,  ///< Attention node: norm to router of one layer, the embedding included.
   kPack,       ///< Attention node: rows into a slot.
   kPost,       ///< Header and entries of a message, publication, doorbell.

@@ -12,7 +12,7 @@
 namespace volley::protocol {
 
 inline constexpr uint32_t kWireMagic = 0x31594c56;  // "VLY1"
-inline constexpr uint16_t kWireVersion = 3;
+inline constexpr uint16_t kWireVersion = 4;
 
 /// What a row holds: MessageHeader::dtype. The first two are kernels::DType.
 enum class RowDType : uint8_t {
@@ -23,8 +23,19 @@ enum class RowDType : uint8_t {
 
 enum class MessageKind : uint8_t {
   kDispatch = 1,  ///< Attention to expert: entries and one row per token.
-  kAnswer = 2,    ///< Expert to attention: one row per entry, in the dispatch's entry order.
+  kAnswer = 2,    ///< Expert to attention: rows as Combine says.
   kRefusal = 3,   ///< Expert to attention: no rows; `refusal` says why.
+};
+
+/// Where the sum over a row's experts is made, the same on every link of a cluster. It is a part of
+/// the geometry and not of the header, because the layout of a slot follows from it.
+enum class Combine : uint8_t {
+  /// On the attention node. An answer has one row per entry, in the dispatch's entry order.
+  kExact = 0,
+  /// As far as possible on the expert nodes. A dispatch has a weight per entry, and an answer one
+  /// row per row of the dispatch: the sum of weight * expert(row) over the entries that name it, in
+  /// ascending expert order. The sums depend on which expert lies where.
+  kPreReduce = 1,
 };
 
 /// Why an expert node did not compute a dispatch.
@@ -93,21 +104,30 @@ struct Entry {
 };
 static_assert(sizeof(Entry) == 8);
 
+/// Of an entry's weight, an f32, where there are weights.
+inline constexpr uint32_t kWeightBytes = sizeof(float);
+
 /// Bytes of one slot, as the sender, the NIC and the reader all see it:
 ///   header   64 B
-///   entries  [entries_max] Entry
+///   entries  [entry_count] Entry, then [entry_count] weights of weight_bytes; room for entries_max
 ///   rows     [rows_max][row_bytes], at a multiple of 64
+/// Entries and weights in use lie together, so that they travel as one piece.
 struct SlotLayout {
   uint32_t rows_max = 0;
   uint32_t entries_max = 0;
   uint32_t row_bytes = 0;
+  uint32_t weight_bytes = 0;  ///< 0: entries have no weights; 4: an f32 for each.
 
   static constexpr size_t align(size_t value, size_t alignment) {
     return (value + alignment - 1) / alignment * alignment;
   }
   constexpr size_t entries_offset() const { return sizeof(MessageHeader); }
+  /// Of so many entries with their weights.
+  constexpr size_t entries_bytes(uint32_t count) const {
+    return count * (sizeof(Entry) + size_t{weight_bytes});
+  }
   constexpr size_t rows_offset() const {
-    return align(entries_offset() + size_t{entries_max} * sizeof(Entry), 64);
+    return align(entries_offset() + entries_bytes(entries_max), 64);
   }
   constexpr size_t slot_bytes() const {
     return align(rows_offset() + size_t{rows_max} * row_bytes, 4096);
@@ -132,8 +152,18 @@ static_assert(e4m3_row_bytes(7168) == 7184 && e4m3_row_bytes(12) == 16 && e4m3_r
 struct LinkGeometry {
   uint32_t micro_batches = 0;  ///< At most kMicroBatchesMax.
   SlotLayout dispatch;
-  SlotLayout answer;           ///< rows_max is the dispatch's entries_max; no entries.
+  SlotLayout answer;           ///< rows_max is answer_rows_max(); no entries.
 
+  constexpr Combine combine() const {
+    return dispatch.weight_bytes != 0 ? Combine::kPreReduce : Combine::kExact;
+  }
+  /// Rows of the answer to a dispatch with so many rows and entries.
+  constexpr uint32_t answer_rows(uint32_t rows, uint32_t entries) const {
+    return combine() == Combine::kPreReduce ? rows : entries;
+  }
+  constexpr uint32_t answer_rows_max() const {
+    return answer_rows(dispatch.rows_max, dispatch.entries_max);
+  }
   constexpr uint32_t slot_count() const { return 2 * micro_batches; }
   constexpr size_t region_bytes() const {
     return slot_count() * (dispatch.slot_bytes() + answer.slot_bytes());
@@ -144,14 +174,17 @@ struct LinkGeometry {
   /// have rows of `answer_row_bytes`.
   static constexpr LinkGeometry make(uint32_t micro_batches, uint32_t rows_max,
                                      uint32_t experts_per_row, uint32_t row_bytes,
-                                     uint32_t answer_row_bytes) {
-    return {.micro_batches = micro_batches,
-            .dispatch = {.rows_max = rows_max,
+                                     uint32_t answer_row_bytes,
+                                     Combine combine = Combine::kExact) {
+    LinkGeometry geometry;
+    geometry.micro_batches = micro_batches;
+    geometry.dispatch = {.rows_max = rows_max,
                          .entries_max = rows_max * experts_per_row,
-                         .row_bytes = row_bytes},
-            .answer = {.rows_max = rows_max * experts_per_row,
-                       .entries_max = 0,
-                       .row_bytes = answer_row_bytes}};
+                         .row_bytes = row_bytes,
+                         .weight_bytes = combine == Combine::kPreReduce ? kWeightBytes : 0};
+    geometry.answer = {
+        .rows_max = geometry.answer_rows_max(), .entries_max = 0, .row_bytes = answer_row_bytes};
+    return geometry;
   }
   /// Rows of `row_bytes` both ways.
   static constexpr LinkGeometry make(uint32_t micro_batches, uint32_t rows_max,
@@ -171,6 +204,15 @@ inline std::span<Entry> entries_of(std::byte* slot, const SlotLayout& layout, ui
 inline std::span<const Entry> entries_of(const std::byte* slot, const SlotLayout& layout,
                                          uint32_t count) {
   return {reinterpret_cast<const Entry*>(slot + layout.entries_offset()), count};
+}
+/// The weights of a slot whose layout has them; `count` is the message's entry_count.
+inline std::span<float> weights_of(std::byte* slot, const SlotLayout& layout, uint32_t count) {
+  return {reinterpret_cast<float*>(slot + layout.entries_offset() + count * sizeof(Entry)), count};
+}
+inline std::span<const float> weights_of(const std::byte* slot, const SlotLayout& layout,
+                                         uint32_t count) {
+  return {reinterpret_cast<const float*>(slot + layout.entries_offset() + count * sizeof(Entry)),
+          count};
 }
 inline std::byte* row_of(std::byte* slot, const SlotLayout& layout, uint32_t row) {
   return slot + layout.rows_offset() + size_t{row} * layout.row_bytes;
@@ -192,7 +234,8 @@ struct Expectation {
   uint32_t micro_batches = 0;
 };
 
-/// Checks every field of the header alone, so that a transport may trust its sizes.
+/// Checks every field of the header alone, so that a transport may trust its sizes. A dispatch whose
+/// entries have weights has at most as many rows as entries.
 /// Errors: kDataLoss naming the field, its value and what was allowed.
 Status validate_header(const MessageHeader& header, const Expectation& expected);
 

@@ -26,9 +26,12 @@ struct AttentionCoreOptions {
   Nanos link_timeout = kSecond;
 };
 
-/// Where the answer to (row, j-th chosen expert) lies: entry `index` of the answer in a receive slot.
+/// Where the answer to (row, j-th chosen expert) lies: row `index` of the answer in a receive slot. With
+/// kPreReduce it is a sum, with the weights in it, over this and those of the row's later experts that
+/// were computed with it and have no answer of their own.
 struct AnswerRef {
-  /// As `index`: there is no answer, because the row's sequence ended in route(). Combine a row of zeros.
+  /// As `index`: there is no answer, because the row's sequence ended in route(), or because another one
+  /// has it in its sum. Combine a row of zeros.
   static constexpr uint32_t kNone = 0xffffffff;
   LinkId link;
   uint32_t slot = 0;
