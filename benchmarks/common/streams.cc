@@ -19,6 +19,8 @@ Streams::Streams(engine::AttentionEngine& engine, uint32_t vocab, const StreamOp
     for (int32_t& token : request.tokens) token = static_cast<int32_t>(random.below(vocab));
     request.max_new_tokens = new_tokens;
     request.sampling.temperature = 0;  // Greedy: what a stream says is not what is measured.
+    // Modelled nodes draw by it: streams that say the same would choose the same experts.
+    request.sampling.seed = streams_.size();
     streams_.push_back(std::make_unique<Stream>());
     streams_.back()->owner = this;
     streams_.back()->times.reserve(new_tokens);

@@ -30,6 +30,7 @@ void add_generate_command(CLI::App& app, const GlobalOptions& global, Run& run);
 void add_status_command(CLI::App& app, const GlobalOptions& global, Run& run);
 void add_simulate_command(CLI::App& app, const GlobalOptions& global, Run& run);
 void add_bench_command(CLI::App& app, const GlobalOptions& global, Run& run);
+void add_profile_command(CLI::App& app, const GlobalOptions& global, Run& run);
 
 /// Prints "volley: MESSAGE" to stderr; the exit code for the status: 2 for what the caller can mend
 /// in arguments or configuration, else 1.

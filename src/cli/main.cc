@@ -42,6 +42,7 @@ int main(int argc, char** argv) {
   add_status_command(app, global, run);
   add_simulate_command(app, global, run);
   add_bench_command(app, global, run);
+  add_profile_command(app, global, run);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -3,8 +3,8 @@
 #include <cctype>
 #include <filesystem>
 #include <set>
-#include <sstream>
 
+#include "stage_times_reader.h"
 #include "volley/base/cores.h"
 #include "volley/config/text_file.h"
 #include "volley/config/yaml_reader.h"
@@ -164,6 +164,25 @@ void read_transport(YamlMap& map, TransportConfig& transport) {
   transport.pre_reduce = combine == "pre_reduce";
 }
 
+/// `times` is a file, relative to this one, or the coefficients themselves.
+void read_modelled(YamlMap& map, ModelledConfig& modelled, const std::string& origin) {
+  map.required("times");
+  if (map.is_map("times")) {
+    map.map("times", [&](YamlMap& times) { read_stage_times(times, modelled.times); });
+  } else {
+    std::string file;
+    map.text("times", file);
+    if (!file.empty()) {
+      const std::filesystem::path path = std::filesystem::path(origin).parent_path() / file;
+      Result<StageTimesConfig> times = load_stage_times(path.lexically_normal().string());
+      if (!times.ok()) return map.fail("times", message_of(times.status()));
+      modelled.times = *times;
+    }
+  }
+  map.integer64("seed", modelled.seed);
+  map.number("expert_skew", modelled.expert_skew, 0, 10);
+}
+
 /// Ends of a link need the same number of rails, and every node may link with every other.
 Status check_rdma(const ClusterConfig& config) {
   const RdmaConfig& rdma = config.transport.rdma;
@@ -260,6 +279,14 @@ Result<ClusterConfig> parse_cluster_config(const std::string& text, const std::s
     });
     if (status.ok() && config.expert.nodes.empty()) map.fail("nodes", "needs at least one node");
   });
+  std::string compute = "real";
+  root.choice("compute", compute, {"real", "modelled"});
+  config.modelled_compute = compute == "modelled";
+  if (config.modelled_compute) root.required("modelled");
+  root.map("modelled", [&](YamlMap& map) { read_modelled(map, config.modelled, origin); });
+  if (root.has("modelled") && !config.modelled_compute) {
+    root.fail("modelled", "has no meaning without compute: modelled");
+  }
   root.choice("cpu_isa", config.cpu_isa, {"auto", "reference", "avx2", "avx512", "avx512_bf16"});
   root.integer("stop_timeout_ms", config.stop_timeout_ms, 0, 3'600'000);
   root.finish();

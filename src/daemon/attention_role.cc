@@ -97,39 +97,47 @@ Status AttentionRole::start(const config::ClusterConfig& config, OnFailure on_fa
   VOLLEY_ASSIGN_OR_RETURN(auto fabric,
                           make_node_fabric(config, setup, self, {}, "", node->rdma_ports));
   const Nanos load_start = monotonic_now();
-  VOLLEY_ASSIGN_OR_RETURN(const auto source, setup.checkpoint.source());
-  VOLLEY_ASSIGN_OR_RETURN(auto weights, model::AttentionWeights::load(spec, *source, setup.dtype));
   const Nanos link_timeout = Nanos{config.transport.link_timeout_ms} * kMillisecond;
-  VOLLEY_ASSIGN_OR_RETURN(engine_,
-                          engine::AttentionEngine::create(
-                              {.name = name_,
-                               .incarnation = self.incarnation,
-                               .dtype = setup.dtype,
-                               .fp8_dispatch = setup.fp8_dispatch,
-                               .threads = node->threads,
-                               .cores = node->cores,
-                               .pool = colocation_ ? colocation_->pool() : nullptr,
-                               .micro_batches = config.transport.micro_batches,
-                               .adaptive_micro_batches = config.transport.adaptive_micro_batches,
-                               // `local` runs all roles in one process, on the same cores.
-                               .shares_cores_with_experts = config.transport.fabric == "local",
-                               .tokens_per_step_max = config.attention.tokens_per_step,
-                               .sequences_max = config.attention.sequences_max,
-                               .waiting_max = config.attention.waiting_max,
-                               .sequence_tokens_max = setup.sequence_tokens_max,
-                               .kv_blocks = config.attention.kv_blocks,
-                               .geometry = setup.geometry,
-                               .link_timeout = link_timeout,
-                               // The frontend should know at once, not at the next report.
-                               .on_ready_changed = [this] { client_->report_now(); }},
-                              spec, std::move(weights), *setup.kernels, std::move(fabric)));
+  const engine::AttentionEngineOptions options{
+      .name = name_,
+      .incarnation = self.incarnation,
+      .dtype = setup.dtype,
+      .fp8_dispatch = setup.fp8_dispatch,
+      .threads = node->threads,
+      .cores = node->cores,
+      .pool = colocation_ ? colocation_->pool() : nullptr,
+      .micro_batches = config.transport.micro_batches,
+      .adaptive_micro_batches = config.transport.adaptive_micro_batches,
+      // `local` runs all roles in one process, on the same cores.
+      .shares_cores_with_experts = config.transport.fabric == "local",
+      .tokens_per_step_max = config.attention.tokens_per_step,
+      .sequences_max = config.attention.sequences_max,
+      .waiting_max = config.attention.waiting_max,
+      .sequence_tokens_max = setup.sequence_tokens_max,
+      .kv_blocks = config.attention.kv_blocks,
+      .geometry = setup.geometry,
+      .link_timeout = link_timeout,
+      // The frontend should know at once, not at the next report.
+      .on_ready_changed = [this] { client_->report_now(); }};
+  if (setup.modelled) {
+    VOLLEY_ASSIGN_OR_RETURN(engine_, engine::AttentionEngine::create_modelled(
+                                         options, spec, *setup.modelled, std::move(fabric)));
+  } else {
+    VOLLEY_ASSIGN_OR_RETURN(const auto source, setup.checkpoint.source());
+    VOLLEY_ASSIGN_OR_RETURN(auto weights,
+                            model::AttentionWeights::load(spec, *source, setup.dtype));
+    VOLLEY_ASSIGN_OR_RETURN(
+        engine_, engine::AttentionEngine::create(options, spec, std::move(weights), *setup.kernels,
+                                                 std::move(fabric)));
+  }
   placement.reset();
   v1::NodeRegistration registration = make_registration(config, setup, v1::ROLE_ATTENTION, self);
   std::string address;
   VOLLEY_RETURN_IF_ERROR(listen(node->listen, address));
   registration.set_grpc_address(address);
   spdlog::info("{}: weights loaded in {} ms; {} kernels; sequences at {}", name_,
-               (monotonic_now() - load_start) / kMillisecond, setup.kernels->name, address);
+               (monotonic_now() - load_start) / kMillisecond,
+               setup.modelled ? "no" : setup.kernels->name, address);
 
   log_memory(name_);
 

@@ -97,29 +97,36 @@ Status ExpertRole::start(const config::ClusterConfig& config, OnFailure on_failu
   registration.mutable_experts()->Add(experts.begin(), experts.end());
 
   const Nanos load_start = monotonic_now();
-  VOLLEY_ASSIGN_OR_RETURN(const auto source, setup.checkpoint.source());
-  VOLLEY_ASSIGN_OR_RETURN(auto weights,
-                          model::ExpertWeights::load(spec, *source, setup.dtype, keys));
   const Nanos link_timeout = Nanos{config.transport.link_timeout_ms} * kMillisecond;
-  VOLLEY_ASSIGN_OR_RETURN(
-      engine_, engine::ExpertEngine::create(
-                   {.name = name_,
-                    .incarnation = self.incarnation,
-                    .dtype = setup.dtype,
-                    .fp8_dispatch = setup.fp8_dispatch,
-                    .threads = node->threads,
-                    .cores = node->cores,
-                    .pool = colocation_ ? colocation_->pool() : nullptr,
-                    .geometry = setup.geometry,
-                    .links_max = config.transport.links_max,
-                    .gather_window_max = Nanos{config.transport.gather_window_us} * kMicrosecond,
-                    .link_timeout = link_timeout},
-                   spec, std::move(weights), *setup.kernels, std::move(fabric)));
+  const engine::ExpertEngineOptions options{
+      .name = name_,
+      .incarnation = self.incarnation,
+      .dtype = setup.dtype,
+      .fp8_dispatch = setup.fp8_dispatch,
+      .threads = node->threads,
+      .cores = node->cores,
+      .pool = colocation_ ? colocation_->pool() : nullptr,
+      .geometry = setup.geometry,
+      .links_max = config.transport.links_max,
+      .gather_window_max = Nanos{config.transport.gather_window_us} * kMicrosecond,
+      .link_timeout = link_timeout};
+  if (setup.modelled) {
+    VOLLEY_ASSIGN_OR_RETURN(engine_, engine::ExpertEngine::create_modelled(
+                                         options, spec, keys, *setup.modelled, std::move(fabric)));
+  } else {
+    VOLLEY_ASSIGN_OR_RETURN(const auto source, setup.checkpoint.source());
+    VOLLEY_ASSIGN_OR_RETURN(auto weights,
+                            model::ExpertWeights::load(spec, *source, setup.dtype, keys));
+    VOLLEY_ASSIGN_OR_RETURN(
+        engine_, engine::ExpertEngine::create(options, spec, std::move(weights), *setup.kernels,
+                                              std::move(fabric)));
+  }
   placement.reset();
   spdlog::info("{}: {} experts of {} layers loaded in {} ms; {} kernels; data plane {} at {}",
                name_, experts.size(), spec.layer_count(),
-               (monotonic_now() - load_start) / kMillisecond, setup.kernels->name,
-               config.transport.fabric, registration.fabric_address());
+               (monotonic_now() - load_start) / kMillisecond,
+               setup.modelled ? "no" : setup.kernels->name, config.transport.fabric,
+               registration.fabric_address());
 
   log_memory(name_);
 

@@ -68,7 +68,7 @@ void log_port(const std::string& node, const rdma::DeviceAttributes& port) {
 
 Result<NodeSetup> set_up_node(const config::ClusterConfig& config) {
   NodeSetup setup;
-  VOLLEY_ASSIGN_OR_RETURN(setup.checkpoint, config.model.dummy_weights
+  VOLLEY_ASSIGN_OR_RETURN(setup.checkpoint, config.model.dummy_weights || config.modelled_compute
                                                 ? model::Checkpoint::open_dummy(
                                                       config.model.path, config.model.dummy_seed)
                                                 : model::Checkpoint::open(config.model.path));
@@ -103,6 +103,22 @@ Result<NodeSetup> set_up_node(const config::ClusterConfig& config) {
       "cpu/pairs-1/sample-2/{}{}{}/tp1/{}/libc-{}", kernels::dtype_name(setup.dtype),
       setup.fp8_dispatch ? "/dispatch-e4m3-1" : "",
       config.transport.pre_reduce ? "/pre-reduce-1" : "", __VERSION__, ::gnu_get_libc_version());
+  if (config.modelled_compute) {
+    setup.modelled = {.times = std::make_shared<perf::LinearStageTimes>(
+                          perf::linear_times(config.modelled.times)),
+                      .seed = config.modelled.seed,
+                      .expert_skew = config.modelled.expert_skew};
+    // Such nodes serve with others of their kind only, and nobody takes their tokens for a model's.
+    setup.numerics_fingerprint =
+        fmt::format("modelled-1/{}{}{}/seed-{}/skew-{}", kernels::dtype_name(setup.dtype),
+                    setup.fp8_dispatch ? "/dispatch-e4m3-1" : "",
+                    config.transport.pre_reduce ? "/pre-reduce-1" : "", config.modelled.seed,
+                    config.modelled.expert_skew);
+    spdlog::warn(
+        "compute: modelled: this cluster computes NOTHING; it takes the time that {} says, and "
+        "makes its tokens up",
+        config.file);
+  }
   return setup;
 }
 

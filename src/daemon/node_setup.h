@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "kernels/cpu_kernels.h"
@@ -12,6 +13,7 @@
 #include "volley/config/cluster_config.h"
 #include "volley/control/controller_client.h"
 #include "volley/daemon/role.h"
+#include "volley/engine/modelled.h"
 #include "volley/engine/profile.h"
 #include "volley/engine/traffic.h"
 #include "volley/model/weights.h"
@@ -28,11 +30,14 @@ struct NodeSetup {
   bool fp8_dispatch = false;
   protocol::LinkGeometry geometry;
   uint32_t sequence_tokens_max = 0;
+  /// With `compute: modelled`: what the engines take for their times.
+  std::optional<engine::ModelledCompute> modelled;
   /// Everything that decides bits: see docs/design.md, numerics fingerprint.
   std::string numerics_fingerprint;
 };
 
-/// Reads config files and headers, no tensors. Errors: as Checkpoint::open and select_cpu_kernels.
+/// Reads config files and headers, no tensors; with `compute: modelled` config.json alone. Errors:
+/// as Checkpoint::open and select_cpu_kernels.
 Result<NodeSetup> set_up_node(const config::ClusterConfig& config);
 
 /// Checks a node's cores and begins to place its memory near them; what the node loads and

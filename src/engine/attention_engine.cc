@@ -14,10 +14,10 @@
 #include "attention_step.h"
 #include "engine_loop.h"
 #include "expert_links.h"
+#include "modelled_attention.h"
 #include "progress.h"
 #include "volley/base/check.h"
 #include "volley/base/clock.h"
-#include "volley/base/digest.h"
 #include "volley/base/mailbox.h"
 #include "volley/base/thread_pool.h"
 #include "volley/cache/block_allocator.h"
@@ -74,13 +74,64 @@ scheduler::AttentionCoreOptions core_options(const AttentionEngineOptions& optio
           .link_timeout = options.link_timeout};
 }
 
+/// Checks the options against each other and the model, and fills in the default of kv_blocks.
+Result<AttentionEngineOptions> checked(const AttentionEngineOptions& requested,
+                                       const model::ModelSpec& spec) {
+  AttentionEngineOptions options = requested;
+  if (options.micro_batches < 1 || options.micro_batches > protocol::kMicroBatchesMax) {
+    return invalid_argument("micro_batches is {}; it must be in [1, {}]", options.micro_batches,
+                            protocol::kMicroBatchesMax);
+  }
+  if (options.geometry.micro_batches != options.micro_batches) {
+    return invalid_argument("micro_batches is {}, the link geometry has {}", options.micro_batches,
+                            options.geometry.micro_batches);
+  }
+  VOLLEY_RETURN_IF_ERROR(
+      check_row_bytes(options.geometry, spec.hidden, options.dtype, options.fp8_dispatch));
+  if (options.tokens_per_step_max == 0 || options.sequences_max == 0 || options.threads == 0) {
+    return invalid_argument(
+        "tokens_per_step_max ({}), sequences_max ({}) and threads ({}) must not be 0",
+        options.tokens_per_step_max, options.sequences_max, options.threads);
+  }
+  if (!options.cores.empty() && options.cores.size() < options.threads) {
+    return invalid_argument("{} threads cannot be pinned to {} cores", options.threads,
+                            options.cores.size());
+  }
+  if (options.sequence_tokens_max == 0 || options.sequence_tokens_max > spec.max_positions) {
+    return invalid_argument("sequence_tokens_max is {}; the model has {} positions",
+                            options.sequence_tokens_max, spec.max_positions);
+  }
+  for (const model::LayerSpec& layer : spec.layers) {
+    const model::MoeSpec& first = spec.layers.front().moe;
+    if (layer.moe.experts != first.experts || layer.moe.top_k != first.top_k) {
+      return failed_precondition("layers with {}/{} and {}/{} experts cannot be mixed", first.top_k,
+                                 first.experts, layer.moe.top_k, layer.moe.experts);
+    }
+  }
+  const uint32_t blocks_per_sequence =
+      cache::blocks_for(options.sequence_tokens_max, kernels::kKvBlockTokens);
+  if (options.kv_blocks == 0) {
+    const uint64_t blocks = uint64_t{blocks_per_sequence} * std::max(1u, options.sequences_max / 4);
+    if (blocks > UINT32_MAX) {
+      return invalid_argument(
+          "{} sequences of {} tokens would by default get {} KV blocks; set kv_blocks",
+          options.sequences_max, options.sequence_tokens_max, blocks);
+    }
+    options.kv_blocks = static_cast<uint32_t>(blocks);
+  }
+  if (options.kv_blocks < blocks_per_sequence) {
+    return invalid_argument("kv_blocks is {}; one sequence of sequence_tokens_max {} needs {}",
+                            options.kv_blocks, options.sequence_tokens_max, blocks_per_sequence);
+  }
+  return options;
+}
+
 }  // namespace
 
 struct AttentionEngine::Impl final : EngineLoop {
   Impl(const AttentionEngineOptions& opts, const model::ModelSpec& spec,
-       const kernels::CpuKernels& cpu_kernels, std::unique_ptr<transport::Fabric> link_fabric)
+       std::unique_ptr<transport::Fabric> link_fabric)
       : options(opts),
-        sample_token(cpu_kernels.sample_token),
         vocab(spec.vocab),
         layers(spec.layer_count()),
         top_k(spec.layers.front().moe.top_k),
@@ -144,7 +195,6 @@ struct AttentionEngine::Impl final : EngineLoop {
   };
 
   const AttentionEngineOptions options;
-  const kernels::SampleFunction sample_token;
   const uint32_t vocab, layers, top_k;
   const protocol::LinkGeometry geometry;
   const std::shared_ptr<ThreadPool> pool_owner;
@@ -155,7 +205,7 @@ struct AttentionEngine::Impl final : EngineLoop {
   AttentionCore core;
   ExpertLinks links;
   Profile profile;
-  std::unique_ptr<AttentionStep> step;
+  std::unique_ptr<AttentionStage> stage;
   std::unordered_map<SequenceId, Live> live;
   std::vector<scheduler::SequenceOutput> outputs;
   std::vector<scheduler::BatchScheduler::Sampled> sampled;
@@ -354,8 +404,8 @@ struct AttentionEngine::Impl final : EngineLoop {
                                 .rows = dispatch.header.row_count};
       std::byte* slot = fabric->send_slot(dispatch.link, dispatch.slot);
       profile.lap(Span::kSchedule, {.micro_batch = subject.micro_batch, .layer = subject.layer});
-      step->pack(dispatch.header.micro_batch, dispatch.rows,
-                 protocol::row_of(slot, geometry.dispatch, 0));
+      stage->pack(dispatch.header.micro_batch, dispatch.rows,
+                  protocol::row_of(slot, geometry.dispatch, 0));
       profile.lap(Span::kPack, subject);
       protocol::MessageHeader& header = protocol::header_of(slot);
       header = dispatch.header;
@@ -365,9 +415,9 @@ struct AttentionEngine::Impl final : EngineLoop {
                                              static_cast<uint32_t>(dispatch.entries.size()))
                             .begin());
       if (geometry.combine() == protocol::Combine::kPreReduce) {
-        step->write_weights(dispatch.header.micro_batch, dispatch.header.layer, dispatch.entries,
-                            dispatch.rows,
-                            protocol::weights_of(slot, geometry.dispatch, header.entry_count));
+        stage->write_weights(dispatch.header.micro_batch, dispatch.header.layer, dispatch.entries,
+                             dispatch.rows,
+                             protocol::weights_of(slot, geometry.dispatch, header.entry_count));
       }
       fabric->post(dispatch.link, dispatch.slot);
       traffic.count_saved(dispatch.header, geometry);
@@ -383,6 +433,7 @@ struct AttentionEngine::Impl final : EngineLoop {
     const uint32_t decode_rows = decodes(*work.plan) ? work.plan->row_count : 0;
     if (work.stage == Work::Stage::kAttention && work.layer == 0) times = {};
     const Nanos start = profile.last();
+    stage->begin_work(start);
     profile.lap(Span::kSchedule, {.micro_batch = work.micro_batch, .layer = work.layer});
     if (work.combine_begin < work.combine_end) {
       end_fragment(times);
@@ -397,14 +448,14 @@ struct AttentionEngine::Impl final : EngineLoop {
       // The layer whose answers these are: the stage belongs to the next one, but for the later
       // fragments of the same layer.
       const uint32_t answered = work.stage == Work::Stage::kAttention ? work.layer - 1 : work.layer;
-      step->combine(work.micro_batch, answered, work.combine_begin, work.combine_end, answer_rows);
+      stage->combine(work.micro_batch, answered, work.combine_begin, work.combine_end, answer_rows);
       profile.lap(Span::kCombine, {.micro_batch = work.micro_batch,
                                    .layer = answered,
                                    .rows = work.combine_end - work.combine_begin});
     }
     switch (work.stage) {
       case Work::Stage::kAttention: {
-        const auto chosen = step->attention(work.micro_batch, work.layer, *work.plan);
+        const auto chosen = stage->attention(work.micro_batch, work.layer, *work.plan);
         profile.lap(
             Span::kAttention,
             {.micro_batch = work.micro_batch, .layer = work.layer, .rows = work.plan->row_count});
@@ -419,46 +470,41 @@ struct AttentionEngine::Impl final : EngineLoop {
     }
     post_dispatches();
     times.computed += profile.last() - start;
+    stage->end_work(profile.last());
     if (ends) learn_from_step(times, decode_rows);
   }
 
   void run_head(const Work& work) {
     sampled.clear();
     SpanSubject group{.micro_batch = work.micro_batch, .layer = work.layer};
-    step->head(work.micro_batch, *work.plan, [&](std::span<const AttentionStep::HeadRow> rows) {
-      group.rows = static_cast<uint32_t>(rows.size());
+    uint32_t done = 0;
+    while (true) {
+      const auto chunks = stage->head(work.micro_batch, *work.plan, done);
+      if (chunks.empty()) break;
+      group.rows = static_cast<uint32_t>(chunks.size());
       profile.lap(Span::kHead, group);
-      sample_rows(rows);
+      sample_rows(chunks);
       profile.lap(Span::kSample, group);
-    });
+      done += group.rows;
+    }
     core.finish_step(work.micro_batch, sampled);
   }
 
-  /// Appends to `sampled`, on all threads of the pool.
-  void sample_rows(std::span<const AttentionStep::HeadRow> rows) {
+  /// Appends to `sampled`, on all threads of the pool: they only read while this thread waits.
+  void sample_rows(std::span<const scheduler::Chunk* const> chunks) {
     const size_t first = sampled.size();
-    sampled.resize(first + rows.size());
+    sampled.resize(first + chunks.size());
     // A tile for each scratch, so that no two threads share one; neighbouring rows, which may be
     // of one client and cost the same, go to different tiles.
-    const auto tiles = static_cast<uint32_t>(std::min(scratch.size(), rows.size()));
+    const auto tiles = static_cast<uint32_t>(std::min(scratch.size(), chunks.size()));
     pool.parallel_for(tiles, [&](uint32_t tile) {
-      for (size_t i = tile; i < rows.size(); i += tiles) {
-        sampled[first + i] = sample_row(rows[i], scratch[tile]);
+      for (uint32_t i = tile; i < chunks.size(); i += tiles) {
+        // One that was cancelled inside the step is not here any more.
+        const auto it = live.find(chunks[i]->sequence);
+        if (it == live.end()) continue;
+        sampled[first + i] = stage->sample(i, it->second.sampling, scratch[tile]);
       }
     });
-  }
-
-  /// Called by the threads of the pool while the engine thread is in parallel_for: only reads.
-  scheduler::BatchScheduler::Sampled sample_row(const AttentionStep::HeadRow& row,
-                                                kernels::SampleScratch& row_scratch) const {
-    const auto it = live.find(row.chunk->sequence);
-    if (it == live.end()) return {};  // It was cancelled inside the step.
-    const uint64_t position = row.chunk->start_position + row.chunk->row_count;
-    const kernels::SampledToken token =
-        sample_token(row.logits, it->second.sampling, position, row_scratch);
-    return {.token = token.token,
-            .logprob = token.logprob,
-            .logits_digest = digest64(std::as_bytes(row.logits))};
   }
 
   void deliver_outputs() {
@@ -518,8 +564,8 @@ struct AttentionEngine::Impl final : EngineLoop {
                          .preemptions = stats.preemptions,
                          .micro_batches = micro_batch_decision(),
                          .measured = measured_times(),
-                         .weight_bytes = step->weight_bytes(),
-                         .kv_bytes = step->kv_bytes(),
+                         .weight_bytes = stage->weight_bytes(),
+                         .kv_bytes = stage->kv_bytes(),
                          .link_bytes = geometry.region_bytes() * links.open_count(),
                          .traffic = traffic,
                          .profile = profile.totals()};
@@ -598,54 +644,9 @@ Result<std::unique_ptr<AttentionEngine>> AttentionEngine::create(
     const AttentionEngineOptions& requested, const model::ModelSpec& spec,
     model::AttentionWeights weights, const kernels::CpuKernels& kernels,
     std::unique_ptr<transport::Fabric> fabric) {
-  AttentionEngineOptions options = requested;
-  if (options.micro_batches < 1 || options.micro_batches > protocol::kMicroBatchesMax) {
-    return invalid_argument("micro_batches is {}; it must be in [1, {}]", options.micro_batches,
-                            protocol::kMicroBatchesMax);
-  }
-  if (options.geometry.micro_batches != options.micro_batches) {
-    return invalid_argument("micro_batches is {}, the link geometry has {}", options.micro_batches,
-                            options.geometry.micro_batches);
-  }
-  VOLLEY_RETURN_IF_ERROR(
-      check_row_bytes(options.geometry, spec.hidden, options.dtype, options.fp8_dispatch));
-  if (options.tokens_per_step_max == 0 || options.sequences_max == 0 || options.threads == 0) {
-    return invalid_argument(
-        "tokens_per_step_max ({}), sequences_max ({}) and threads ({}) must not be 0",
-        options.tokens_per_step_max, options.sequences_max, options.threads);
-  }
-  if (!options.cores.empty() && options.cores.size() < options.threads) {
-    return invalid_argument("{} threads cannot be pinned to {} cores", options.threads,
-                            options.cores.size());
-  }
-  if (options.sequence_tokens_max == 0 || options.sequence_tokens_max > spec.max_positions) {
-    return invalid_argument("sequence_tokens_max is {}; the model has {} positions",
-                            options.sequence_tokens_max, spec.max_positions);
-  }
-  for (const model::LayerSpec& layer : spec.layers) {
-    const model::MoeSpec& first = spec.layers.front().moe;
-    if (layer.moe.experts != first.experts || layer.moe.top_k != first.top_k) {
-      return failed_precondition("layers with {}/{} and {}/{} experts cannot be mixed", first.top_k,
-                                 first.experts, layer.moe.top_k, layer.moe.experts);
-    }
-  }
-  const uint32_t blocks_per_sequence =
-      cache::blocks_for(options.sequence_tokens_max, kernels::kKvBlockTokens);
-  if (options.kv_blocks == 0) {
-    const uint64_t blocks = uint64_t{blocks_per_sequence} * std::max(1u, options.sequences_max / 4);
-    if (blocks > UINT32_MAX) {
-      return invalid_argument(
-          "{} sequences of {} tokens would by default get {} KV blocks; set kv_blocks",
-          options.sequences_max, options.sequence_tokens_max, blocks);
-    }
-    options.kv_blocks = static_cast<uint32_t>(blocks);
-  }
-  if (options.kv_blocks < blocks_per_sequence) {
-    return invalid_argument("kv_blocks is {}; one sequence of sequence_tokens_max {} needs {}",
-                            options.kv_blocks, options.sequence_tokens_max, blocks_per_sequence);
-  }
-  auto impl = std::make_unique<Impl>(options, spec, kernels, std::move(fabric));
-  VOLLEY_ASSIGN_OR_RETURN(impl->step,
+  VOLLEY_ASSIGN_OR_RETURN(const AttentionEngineOptions options, checked(requested, spec));
+  auto impl = std::make_unique<Impl>(options, spec, std::move(fabric));
+  VOLLEY_ASSIGN_OR_RETURN(impl->stage,
                           AttentionStep::create({.dtype = options.dtype,
                                                  .fp8_dispatch = options.fp8_dispatch,
                                                  .combine = options.geometry.combine(),
@@ -653,6 +654,24 @@ Result<std::unique_ptr<AttentionEngine>> AttentionEngine::create(
                                                  .rows_max = options.tokens_per_step_max,
                                                  .kv_blocks = options.kv_blocks},
                                                 spec, std::move(weights), kernels, impl->pool));
+  impl->published.reason = "starting";
+  return std::unique_ptr<AttentionEngine>(new AttentionEngine(std::move(impl)));
+}
+
+Result<std::unique_ptr<AttentionEngine>> AttentionEngine::create_modelled(
+    const AttentionEngineOptions& requested, const model::ModelSpec& spec,
+    const ModelledCompute& compute, std::unique_ptr<transport::Fabric> fabric) {
+  VOLLEY_ASSIGN_OR_RETURN(AttentionEngineOptions options, checked(requested, spec));
+  // There is nothing to share out, and threads that wait for work spin at first.
+  options.threads = 1;
+  options.cores.clear();
+  options.pool = nullptr;
+  auto impl = std::make_unique<Impl>(options, spec, std::move(fabric));
+  impl->stage = std::make_unique<ModelledAttention>(
+      ModelledAttentionOptions{.name = options.name,
+                               .row_bytes = options.geometry.dispatch.row_bytes,
+                               .rows_max = options.tokens_per_step_max},
+      spec, compute);
   impl->published.reason = "starting";
   return std::unique_ptr<AttentionEngine>(new AttentionEngine(std::move(impl)));
 }

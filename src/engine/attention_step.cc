@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "volley/base/check.h"
+#include "volley/base/digest.h"
 #include "volley/engine/dispatch_rows.h"
 
 namespace volley::engine {
@@ -85,7 +86,7 @@ Status AttentionStep::allocate() {
   }
   tokens_.reserve(rows);
   positions_.reserve(rows);
-  head_rows_.reserve(kHeadRows);
+  head_chunks_.reserve(kHeadRows);
   row_pointers_.reserve(std::max(rows, kHeadRows));
   out_pointers_.reserve(std::max(rows, kHeadRows));
   return ok_status();
@@ -253,22 +254,22 @@ void AttentionStep::write_weights(uint32_t micro_batch, uint32_t layer,
   }
 }
 
-uint32_t AttentionStep::head_logits(uint32_t micro_batch, const scheduler::StepPlan& plan,
-                                    uint32_t done) {
+std::span<const scheduler::Chunk* const> AttentionStep::head(uint32_t micro_batch,
+                                                             const scheduler::StepPlan& plan,
+                                                             uint32_t done) {
   MicroBatch& batch = micro_batches_[micro_batch];
-  head_rows_.clear();
+  head_chunks_.clear();
   row_pointers_.clear();
   uint32_t seen = 0;
   for (const scheduler::Chunk& chunk : plan.chunks) {
-    if (head_rows_.size() == kHeadRows) break;
+    if (head_chunks_.size() == kHeadRows) break;
     if (!chunk.emits || seen++ < done) continue;
-    const float* const logits = logits_.row_as<float>(head_rows_.size());
-    head_rows_.push_back({.chunk = &chunk, .logits = {logits, spec_.vocab}});
+    head_chunks_.push_back(&chunk);
     row_pointers_.push_back(batch.residual.row(chunk.first_row + chunk.row_count - 1));
   }
-  const auto count = static_cast<uint32_t>(head_rows_.size());
+  const auto count = static_cast<uint32_t>(head_chunks_.size());
   // rows_max may be below kHeadRows, but a step has at most one emitting chunk per row.
-  if (count == 0) return 0;
+  if (count == 0) return {};
   kernels_.rms_norm({.input = row_pointers_,
                      .weight = weights_.final_norm().data(),
                      .epsilon = spec_.rms_epsilon,
@@ -281,7 +282,18 @@ uint32_t AttentionStep::head_logits(uint32_t micro_batch, const scheduler::StepP
                  .output = logits_.rows(0, count),
                  .output_dtype = kernels::DType::kF32},
                 pool_);
-  return count;
+  return head_chunks_;
+}
+
+scheduler::BatchScheduler::Sampled AttentionStep::sample(uint32_t index,
+                                                         const kernels::SamplingParams& params,
+                                                         kernels::SampleScratch& scratch) const {
+  const std::span<const float> row = logits(index);
+  const kernels::SampledToken token =
+      kernels_.sample_token(row, params, next_position(*head_chunks_[index]), scratch);
+  return {.token = token.token,
+          .logprob = token.logprob,
+          .logits_digest = digest64(std::as_bytes(row))};
 }
 
 }  // namespace volley::engine

@@ -11,8 +11,9 @@
 #include <vector>
 
 #include "engine_loop.h"
-#include "finite.h"
+#include "expert_kernels.h"
 #include "matrix.h"
+#include "modelled_expert.h"
 #include "progress.h"
 #include "volley/base/check.h"
 #include "volley/base/clock.h"
@@ -45,6 +46,20 @@ void average(Nanos& mean, Nanos value) {
   mean = mean == 0 ? value : mean + (value - mean) / 8;
 }
 
+Status check(const ExpertEngineOptions& options, const model::ModelSpec& spec) {
+  VOLLEY_RETURN_IF_ERROR(
+      check_row_bytes(options.geometry, spec.hidden, options.dtype, options.fp8_dispatch));
+  if (options.threads == 0 || options.links_max == 0) {
+    return invalid_argument("threads ({}) and links_max ({}) must not be 0", options.threads,
+                            options.links_max);
+  }
+  if (!options.cores.empty() && options.cores.size() < options.threads) {
+    return invalid_argument("{} threads cannot be pinned to {} cores", options.threads,
+                            options.cores.size());
+  }
+  return ok_status();
+}
+
 }  // namespace
 
 struct ExpertEngine::Impl final : EngineLoop {
@@ -69,12 +84,9 @@ struct ExpertEngine::Impl final : EngineLoop {
   };
 
   Impl(const ExpertEngineOptions& opts, const model::ModelSpec& model_spec,
-       model::ExpertWeights expert_weights, const kernels::CpuKernels& cpu_kernels,
        std::unique_ptr<transport::Fabric> link_fabric)
       : options(opts),
         spec(model_spec),
-        weights(std::move(expert_weights)),
-        kernels(cpu_kernels),
         geometry(opts.geometry),
         pre_reduce(geometry.combine() == protocol::Combine::kPreReduce),
         rows_max(std::max(kRunRowsMax, geometry.dispatch.entries_max)),
@@ -87,11 +99,6 @@ struct ExpertEngine::Impl final : EngineLoop {
                 .window_max = opts.gather_window_max}) {}
 
   Status allocate() {
-    uint32_t ffn = 0;
-    for (const model::LayerSpec& layer : spec.layers) ffn = std::max(ffn, layer.moe.ffn);
-    VOLLEY_ASSIGN_OR_RETURN(workspace, Mapping::allocate(kernels::grouped_ffn_workspace_bytes(
-                                           rows_max, ffn, options.dtype)));
-    std::memset(workspace.bytes().data(), 0, workspace.bytes().size());
     if (options.fp8_dispatch) {
       // A run has at most as many rows as pairs: rows that no entry names are not read.
       VOLLEY_ASSIGN_OR_RETURN(
@@ -120,8 +127,6 @@ struct ExpertEngine::Impl final : EngineLoop {
 
   const ExpertEngineOptions options;
   const model::ModelSpec spec;
-  const model::ExpertWeights weights;
-  const kernels::CpuKernels& kernels;
   const protocol::LinkGeometry geometry;
   const bool pre_reduce;
   const uint32_t rows_max;
@@ -131,9 +136,9 @@ struct ExpertEngine::Impl final : EngineLoop {
 
   // Owned by the engine thread.
   Profile profile;
+  std::unique_ptr<ExpertStage> stage;
   scheduler::GatherPolicy gather;
   std::map<LinkId, Link> links;
-  Mapping workspace;
   // With fp8 dispatches: the run's rows as they came, and widened to `dtype`, each once.
   Matrix widened;
   std::vector<const void*> packed_rows;
@@ -150,7 +155,7 @@ struct ExpertEngine::Impl final : EngineLoop {
   std::vector<uint32_t> counts;
   std::vector<const void*> inputs;
   std::vector<void*> outputs;
-  std::vector<kernels::FfnGroup> groups;
+  std::vector<ExpertStage::Group> groups;
   bool waits = false;  // Answers are awaited from it, or dispatches of a step under way.
   Nanos expert_time = 0;
   Nanos last_dispatch = 0;
@@ -238,7 +243,7 @@ struct ExpertEngine::Impl final : EngineLoop {
     VOLLEY_RETURN_IF_ERROR(protocol::validate_entries(waiting.entries, header.row_count,
                                                       spec.layers.front().moe.experts));
     for (const protocol::Entry& entry : waiting.entries) {
-      if (weights.find(waiting.header.layer, entry.expert) == nullptr) {
+      if (!stage->holds(waiting.header.layer, entry.expert)) {
         refuse(id, link, slot, Refusal::kNotHeld);
         return ok_status();
       }
@@ -314,12 +319,7 @@ struct ExpertEngine::Impl final : EngineLoop {
   void widen() {
     const auto count = static_cast<uint32_t>(packed_rows.size());
     if (count == 0) return;
-    kernels.unpack_e4m3({.input = packed_rows,
-                         .output = widened.rows(0, count),
-                         .width = spec.hidden,
-                         .dtype = options.dtype,
-                         .row_bytes = geometry.dispatch.row_bytes},
-                        pool);
+    stage->widen(packed_rows, widened.rows(0, count));
   }
 
   /// Where the FFN of the next pair writes with kPreReduce.
@@ -354,9 +354,7 @@ struct ExpertEngine::Impl final : EngineLoop {
       const uint32_t rows = counts[expert + 1];
       counts[expert + 1] += counts[expert];
       if (rows == 0) continue;
-      groups.push_back({.weights = *weights.find(run.layer, expert),
-                        .first_row = counts[expert],
-                        .row_count = rows});
+      groups.push_back({.expert = expert, .first_row = counts[expert], .row_count = rows});
     }
     sorted.resize(pairs.size());
     for (const Pair& pair : pairs) sorted[counts[pair.expert]++] = pair;
@@ -394,13 +392,7 @@ struct ExpertEngine::Impl final : EngineLoop {
         term_weights[place] = waiting.weights[i];
       }
     }
-    kernels.reduce({.input = term_inputs,
-                    .weight = term_weights.data(),
-                    .first = first_term,
-                    .output = sums,
-                    .width = spec.hidden,
-                    .dtype = options.dtype},
-                   pool);
+    stage->reduce(term_inputs, term_weights.data(), first_term, sums);
   }
 
   bool finite_answer(const PendingDispatch& dispatch) const {
@@ -408,8 +400,7 @@ struct ExpertEngine::Impl final : EngineLoop {
     const std::byte* out = fabric->send_slot(dispatch.link, dispatch.slot);
     const uint32_t rows = geometry.answer_rows(header.row_count, header.entry_count);
     for (uint32_t i = 0; i < rows; ++i) {
-      if (!all_finite(protocol::row_of(out, geometry.answer, i), spec.hidden, options.dtype))
-        return false;
+      if (!stage->finite(protocol::row_of(out, geometry.answer, i))) return false;
     }
     return true;
   }
@@ -420,18 +411,14 @@ struct ExpertEngine::Impl final : EngineLoop {
                         .layer = run.layer};
     profile.lap(Span::kSchedule, subject);
     const Nanos start = profile.last();
+    stage->begin_run(start);
     collect(run);
     VOLLEY_CHECK(pairs.size() <= rows_max);
     widen();
     subject.rows = static_cast<uint32_t>(pairs.size());
     profile.lap(Span::kPrepare, subject);
     if (!pairs.empty()) {
-      kernels.grouped_ffn({.groups = groups,
-                           .input = inputs,
-                           .output = outputs,
-                           .dtype = options.dtype,
-                           .workspace = workspace.bytes().data()},
-                          pool);
+      stage->ffn(run.layer, groups, inputs, outputs);
       profile.lap(Span::kFfn, subject);
       if (pre_reduce) {
         sum_rows(run);
@@ -458,6 +445,7 @@ struct ExpertEngine::Impl final : EngineLoop {
       profile.lap(Span::kPost, answered);
     }
     const Nanos now = profile.last();
+    stage->end_run(now);
     rows_computed += pairs.size();
     if (!pairs.empty()) average(expert_time, now - start);
     gather.on_answered(now, now - start);
@@ -478,7 +466,7 @@ struct ExpertEngine::Impl final : EngineLoop {
                  .refusals = refusals,
                  .rows = rows_computed,
                  .expert_time = expert_time,
-                 .weight_bytes = weights.bytes(),
+                 .weight_bytes = stage->weight_bytes(),
                  .link_bytes = geometry.region_bytes() * options.links_max,
                  .traffic = traffic,
                  .profile = profile.totals()};
@@ -554,18 +542,31 @@ struct ExpertEngine::Impl final : EngineLoop {
 Result<std::unique_ptr<ExpertEngine>> ExpertEngine::create(
     const ExpertEngineOptions& options, const model::ModelSpec& spec, model::ExpertWeights weights,
     const kernels::CpuKernels& kernels, std::unique_ptr<transport::Fabric> fabric) {
-  VOLLEY_RETURN_IF_ERROR(
-      check_row_bytes(options.geometry, spec.hidden, options.dtype, options.fp8_dispatch));
-  if (options.threads == 0 || options.links_max == 0) {
-    return invalid_argument("threads ({}) and links_max ({}) must not be 0", options.threads,
-                            options.links_max);
-  }
-  if (!options.cores.empty() && options.cores.size() < options.threads) {
-    return invalid_argument("{} threads cannot be pinned to {} cores", options.threads,
-                            options.cores.size());
-  }
-  auto impl = std::make_unique<Impl>(options, spec, std::move(weights), kernels, std::move(fabric));
+  VOLLEY_RETURN_IF_ERROR(check(options, spec));
+  auto impl = std::make_unique<Impl>(options, spec, std::move(fabric));
   VOLLEY_RETURN_IF_ERROR(impl->allocate());
+  VOLLEY_ASSIGN_OR_RETURN(
+      impl->stage, ExpertKernels::create({.dtype = options.dtype,
+                                          .rows_max = impl->rows_max,
+                                          .packed_row_bytes = options.geometry.dispatch.row_bytes},
+                                         spec, std::move(weights), kernels, impl->pool));
+  return std::unique_ptr<ExpertEngine>(new ExpertEngine(std::move(impl)));
+}
+
+Result<std::unique_ptr<ExpertEngine>> ExpertEngine::create_modelled(
+    const ExpertEngineOptions& requested, const model::ModelSpec& spec,
+    std::span<const model::ExpertWeights::Key> experts, const ModelledCompute& compute,
+    std::unique_ptr<transport::Fabric> fabric) {
+  VOLLEY_RETURN_IF_ERROR(check(requested, spec));
+  ExpertEngineOptions options = requested;
+  // There is nothing to share out, and threads that wait for work spin at first.
+  options.threads = 1;
+  options.cores.clear();
+  options.pool = nullptr;
+  auto impl = std::make_unique<Impl>(options, spec, std::move(fabric));
+  VOLLEY_RETURN_IF_ERROR(impl->allocate());
+  VOLLEY_ASSIGN_OR_RETURN(impl->stage,
+                          ModelledExpert::create(options.name, spec, experts, compute));
   return std::unique_ptr<ExpertEngine>(new ExpertEngine(std::move(impl)));
 }
 

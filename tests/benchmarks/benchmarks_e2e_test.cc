@@ -176,6 +176,34 @@ TEST_F(BenchmarksTest, PingPongNamesTheNodeThatDied) {
   for (const pid_t node : nodes) EXPECT_EQ(::kill(node, 0), -1) << node << " was left behind";
 }
 
+TEST_F(BenchmarksTest, ModelVsMachineReportsEveryRun) {
+  std::vector<std::string> words{
+      "--models",        std::string(VOLLEY_TEST_DATA) + "/models/random-moe",
+      "--rows",          "4",
+      "--steps",         "12",
+      "--repeat",        "1",
+      "--json",          file("report.json").string(),
+      "--fabrics",       "shm",
+      "--clusters",      "2x3",
+      "--window-rounds", "2",
+      "--micro-batches", "1,2"};
+  for (const std::string& word : core_arguments("--attention-core", "--expert-core")) {
+    words.push_back(word);
+  }
+  start(VOLLEY_MODEL_VS_MACHINE, words);
+  ASSERT_EQ(wait_exit(), 0) << read_file(file("err"));
+  const json result = report();
+  ASSERT_TRUE(result.is_object()) << read_file(file("report.json"));
+  ASSERT_EQ(result.at("lines").size(), 4u);  // m = 1 and 2, real and modelled.
+  for (const json& line : result.at("lines")) {
+    expect_positive(line, {"rows", "micro_batches", "tokens_per_s", "tpot_s"});
+    expect_positive(line.at("predicted").at("closed form"), {"tokens_per_s", "tpot_s"});
+  }
+  EXPECT_EQ(result.at("lines").at(0).at("cluster"), "1x1");
+  EXPECT_EQ(result.at("lines").at(3).at("cluster"), "2x3");
+  EXPECT_THAT(read_file(file("out")), HasSubstr("modelled: median error"));
+}
+
 void expect_throughput(const json& result, size_t rows) {
   ASSERT_TRUE(result.is_object());
   expect_positive(result.at("limits"), {"memory_gbps", "peak_gflops"});

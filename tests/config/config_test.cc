@@ -1,8 +1,11 @@
 // Goal: the cluster file is read strictly, and every mistake is named with file, line, key and what
 // is allowed. Method: one good file, then a table of edits of it with the message each must give.
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
 #include <string>
 
 #include "volley/config/cluster_config.h"
@@ -102,6 +105,63 @@ TEST(ClusterConfig, CoresAreAListOrText) {
   }
 }
 
+const char* const kTimes =
+    "{layer_us: 12.5, layer_row_us: 0.25, layer_context_us: 1e-3, step_us: 4, step_row_us: 5, "
+    "step_emit_us: 6, expert_layer_us: 7, expert_us: 8, expert_row_us: 9}";
+const StageTimesConfig kReadTimes{.layer_us = 12.5,
+                                  .layer_row_us = 0.25,
+                                  .layer_context_us = 1e-3,
+                                  .step_us = 4,
+                                  .step_row_us = 5,
+                                  .step_emit_us = 6,
+                                  .expert_layer_us = 7,
+                                  .expert_us = 8,
+                                  .expert_row_us = 9};
+
+TEST(ClusterConfig, ComputeMayBeModelled) {
+  EXPECT_FALSE(parse_cluster_config(kGood, "c.yaml")->modelled_compute);
+  const auto config = parse_cluster_config(std::string(kGood) +
+                                               "compute: modelled\nmodelled:\n  seed: 3\n"
+                                               "  expert_skew: 1.25\n  times: " +
+                                               kTimes + "\n",
+                                           "c.yaml");
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_TRUE(config->modelled_compute);
+  EXPECT_EQ(config->modelled.times, kReadTimes);
+  EXPECT_EQ(config->modelled.seed, 3u);
+  EXPECT_EQ(config->modelled.expert_skew, 1.25);
+}
+
+TEST(ClusterConfig, ModelledTimesMayBeAFileBesideIt) {
+  const std::filesystem::path folder = testing::TempDir();
+  std::ofstream(folder / "times.yaml") << format_stage_times(kReadTimes, "a test: \"quoted\"");
+  std::string text = kGood;
+  text += "compute: modelled\nmodelled: {times: times.yaml}\n";
+  const auto config = parse_cluster_config(text, (folder / "c.yaml").string());
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->modelled.times, kReadTimes);
+
+  EXPECT_EQ(message_of(parse_cluster_config(text, "/nowhere/c.yaml").status()),
+            "/nowhere/c.yaml:19: modelled.times: /nowhere/times.yaml: cannot be opened");
+}
+
+TEST(StageTimes, MistakesAreNamed) {
+  const std::string good = format_stage_times(kReadTimes, "here");
+  ASSERT_EQ(*parse_stage_times(good, "t.yaml"), kReadTimes);
+  const auto message = [&](const std::string& from, const std::string& to) {
+    std::string text = good;
+    text.replace(text.find(from), from.size(), to);
+    return message_of(parse_stage_times(text, "t.yaml").status());
+  };
+  EXPECT_EQ(message("step_us: 4\n", ""), "t.yaml:1: step_us: the key is missing");
+  EXPECT_EQ(message("expert_us: 8", "expert_us: -8"),
+            "t.yaml:9: expert_us: '-8' is not a number in [0, 1000000000]");
+  EXPECT_EQ(message("expert_us: 8", "expert_us: nan"),
+            "t.yaml:9: expert_us: 'nan' is not a number in [0, 1000000000]");
+  EXPECT_THAT(message("expert_us: 8", "expert_us: 8\nexpert_ms: 1"),
+              testing::StartsWith("t.yaml:10: expert_ms: unknown key; known here: about, "));
+}
+
 struct Mistake {
   const char* from;
   const char* to;
@@ -194,6 +254,17 @@ INSTANTIATE_TEST_SUITE_P(
             "[0, 65535]"},
         Mistake{"  path: models/tiny", "  weights: dummy",
                 "c.yaml:3: model.path: the key is missing"},
+        Mistake{"cluster: demo\n", "cluster: demo\ncompute: modelled\n",
+                "c.yaml:1: modelled: the key is missing"},
+        Mistake{"cluster: demo\n", "cluster: demo\nmodelled: {times: {}}\n",
+                "c.yaml:2: modelled.times.layer_us: the key is missing"},
+        Mistake{"cluster: demo\n",
+                "cluster: demo\nmodelled: {times: {layer_us: 1, layer_row_us: 0, "
+                "layer_context_us: 0, step_us: 0, step_row_us: 0, step_emit_us: 0, "
+                "expert_layer_us: 0, expert_us: 0, expert_row_us: 0}}\n",
+                "c.yaml:2: modelled: has no meaning without compute: modelled"},
+        Mistake{"cluster: demo\n", "cluster: demo\ncompute: imagined\n",
+                "c.yaml:2: compute: 'imagined' is not one of real, modelled"},
         Mistake{"cluster: demo\n", "", "c.yaml:1: cluster: the key is missing"},
         Mistake{"cluster: demo", "cluster: demo\n  : - {", "c.yaml:2: illegal map value"}));
 

@@ -212,13 +212,13 @@ void Cluster::configure() {
                   "  sequence_tokens: {}\n  nodes:\n{}"
                   "expert:\n  nodes:\n{}"
                   "stop_timeout_ms: {}\n"
-                  "cpu_isa: {}\n",
+                  "cpu_isa: {}\n{}",
                   model, options_.fabric,
                   options_.adaptive_micro_batches ? "auto" : std::to_string(options_.micro_batches),
                   options_.transport, controller_, options_.report_interval_ms, api_,
                   options_.in_flight_max, options_.queue_max,
                   options_.bundled_model ? 512 : options_.sequence_tokens, attention, expert,
-                  options_.stop_timeout_ms, options_.cpu_isa));
+                  options_.stop_timeout_ms, options_.cpu_isa, options_.more));
   channel_ = *control::make_channel({}, api_);
   inference_ = v1::Inference::NewStub(channel_);
   operator_ = v1::Operator::NewStub(*control::make_channel({}, controller_));

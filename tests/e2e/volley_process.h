@@ -109,6 +109,8 @@ struct ClusterOptions {
   bool replicated_experts = false;
   /// More lines of the `transport` map, each indented by two spaces and ended.
   std::string transport{};
+  /// More top-level lines, each ended.
+  std::string more{};
   std::string cpu_isa = "auto";
   uint32_t report_interval_ms = 100;
   milliseconds start_timeout = seconds(30);

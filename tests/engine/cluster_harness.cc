@@ -112,24 +112,30 @@ ClusterHarness::ClusterHarness(const HarnessOptions& options, const model::Check
     for (uint32_t layer = 0; layer < spec.layer_count(); ++layer) {
       for (const uint32_t expert : held) keys.push_back({.layer = layer, .expert = expert});
     }
-    auto source = must(checkpoint.source());
-    auto weights = must(model::ExpertWeights::load(spec, *source, options.dtype, keys));
     update.experts.push_back({.name = name,
                               .incarnation = incarnation,
                               .fabric_address = fabric->address(),
                               .link_key = kKey});
     holdings.push_back({.node = {.name = name, .incarnation = incarnation}, .experts = held});
     Node<ExpertEngine> node;
-    node.engine = must(ExpertEngine::create({.name = name,
-                                             .incarnation = incarnation,
-                                             .dtype = options.dtype,
-                                             .fp8_dispatch = options.fp8_dispatch,
-                                             .threads = options.threads,
-                                             .geometry = geometry,
-                                             .links_max = kLinksMax,
-                                             .link_timeout = options.link_timeout,
-                                             .trace_capacity = options.trace_capacity},
-                                            spec, std::move(weights), kernels, std::move(fabric)));
+    const ExpertEngineOptions node_options{.name = name,
+                                           .incarnation = incarnation,
+                                           .dtype = options.dtype,
+                                           .fp8_dispatch = options.fp8_dispatch,
+                                           .threads = options.threads,
+                                           .geometry = geometry,
+                                           .links_max = kLinksMax,
+                                           .link_timeout = options.link_timeout,
+                                           .trace_capacity = options.trace_capacity};
+    if (options.modelled) {
+      node.engine = must(ExpertEngine::create_modelled(node_options, spec, keys, *options.modelled,
+                                                       std::move(fabric)));
+    } else {
+      auto source = must(checkpoint.source());
+      node.engine = must(ExpertEngine::create(
+          node_options, spec, must(model::ExpertWeights::load(spec, *source, options.dtype, keys)),
+          kernels, std::move(fabric)));
+    }
     experts_.push_back(std::move(node));
   }
   update.map = std::make_shared<const protocol::ExpertMap>(must(
@@ -141,11 +147,16 @@ ClusterHarness::ClusterHarness(const HarnessOptions& options, const model::Check
     node_options.incarnation = Incarnation{random_u64()};
     auto fabric = fabric_for(options, {node_options.name, node_options.incarnation}, geometry,
                              spec.layer_count(), false);
-    auto source = must(checkpoint.source());
     Node<AttentionEngine> node;
-    node.engine = must(AttentionEngine::create(
-        node_options, spec, must(model::AttentionWeights::load(spec, *source, options.dtype)),
-        kernels, std::move(fabric)));
+    if (options.modelled) {
+      node.engine = must(AttentionEngine::create_modelled(node_options, spec, *options.modelled,
+                                                          std::move(fabric)));
+    } else {
+      auto source = must(checkpoint.source());
+      node.engine = must(AttentionEngine::create(
+          node_options, spec, must(model::AttentionWeights::load(spec, *source, options.dtype)),
+          kernels, std::move(fabric)));
+    }
     attention_.push_back(std::move(node));
   }
   const auto start = [&](auto& node) {

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -38,7 +39,8 @@ struct HarnessOptions {
   const kernels::CpuKernels* kernels = nullptr;  ///< In place of those of `isa`.
   Nanos link_timeout = 5 * kSecond;
   size_t trace_capacity = 0;
-  bool replicated = false;  ///< Every expert node holds every expert.
+  bool replicated = false;                    ///< Every expert node holds every expert.
+  std::optional<ModelledCompute> modelled{};  ///< In place of kernels and weights.
   /// Wraps every node's fabric, for example with the fault decorator.
   std::function<std::unique_ptr<transport::Fabric>(std::unique_ptr<transport::Fabric>)> decorate{};
 };

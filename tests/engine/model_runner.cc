@@ -122,11 +122,16 @@ void ModelRunner::step(const scheduler::StepPlan& plan, Trace& trace) {
     const uint32_t top_k = spec_.layers[layer].moe.top_k;
     step_->combine(0, layer, 0, plan.row_count, answer_.const_rows(0, plan.row_count * top_k));
   }
-  step_->head(0, plan, [&](std::span<const AttentionStep::HeadRow> rows) {
-    for (const AttentionStep::HeadRow& row : rows) {
-      trace.logits.values.insert(trace.logits.values.end(), row.logits.begin(), row.logits.end());
+  uint32_t done = 0;
+  while (true) {
+    const auto chunks = static_cast<uint32_t>(step_->head(0, plan, done).size());
+    if (chunks == 0) break;
+    for (uint32_t i = 0; i < chunks; ++i) {
+      const std::span<const float> logits = step_->logits(i);
+      trace.logits.values.insert(trace.logits.values.end(), logits.begin(), logits.end());
     }
-  });
+    done += chunks;
+  }
 }
 
 void ModelRunner::record_routing(uint32_t layer, std::span<const uint32_t> chosen, uint32_t rows,

@@ -10,6 +10,7 @@
 
 #include "volley/base/ids.h"
 #include "volley/base/status.h"
+#include "volley/config/stage_times.h"
 
 namespace volley::config {
 
@@ -96,6 +97,13 @@ struct ExpertPoolConfig {
   std::vector<ExpertNodeConfig> nodes;
 };
 
+/// Of compute: modelled.
+struct ModelledConfig {
+  StageTimesConfig times;
+  uint64_t seed = 0;       ///< Of the choice of experts.
+  double expert_skew = 0;  ///< Zipf's exponent of that choice; 0: all experts alike.
+};
+
 struct ClusterConfig {
   std::string file;  ///< Where it was read from, for messages.
   std::string cluster;
@@ -105,6 +113,8 @@ struct ClusterConfig {
   FrontendConfig frontend;
   AttentionPoolConfig attention;
   ExpertPoolConfig expert;
+  bool modelled_compute = false;  ///< compute: real | modelled
+  ModelledConfig modelled;
   std::string cpu_isa = "auto";       ///< auto | reference | avx2 | avx512
   uint32_t stop_timeout_ms = 30'000;  ///< How long SIGTERM lets sequences finish.
 };

@@ -47,6 +47,9 @@ class YamlMap {
   void list(const std::string& key, const std::function<void(YamlMap&, uint32_t index)>& read);
   void required(const std::string& key);
 
+  bool is_map(const std::string& key) const {
+    return values_.contains(key) && values_.at(key).IsMap();
+  }
   bool is_list(const std::string& key) const {
     return values_.contains(key) && values_.at(key).IsSequence();
   }

@@ -11,6 +11,7 @@
 #include "kernels/sample/sample.h"
 #include "volley/base/status.h"
 #include "volley/engine/cluster_update.h"
+#include "volley/engine/modelled.h"
 #include "volley/engine/profile.h"
 #include "volley/engine/traffic.h"
 #include "volley/model/weights.h"
@@ -106,6 +107,13 @@ class AttentionEngine {
                                                          model::AttentionWeights weights,
                                                          const kernels::CpuKernels& kernels,
                                                          std::unique_ptr<transport::Fabric> fabric);
+  /// An engine that takes the time of `compute` and makes tokens up: no weights, no KV memory. The
+  /// tokens of a request are the same on every topology, and never end a sequence.
+  /// `options.threads`, `cores` and
+  /// `pool` are not used. Errors: kInvalidArgument.
+  static Result<std::unique_ptr<AttentionEngine>> create_modelled(
+      const AttentionEngineOptions& options, const model::ModelSpec& spec,
+      const ModelledCompute& compute, std::unique_ptr<transport::Fabric> fabric);
   /// The link geometry of a cluster: m micro-batches, `rows_max` token rows a slot. It alone tells
   /// the engines where sums are made: kPreReduce gives fewer bytes and bits that depend on the
   /// placement of the experts.

@@ -2,11 +2,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "kernels/cpu_kernels.h"
 #include "volley/base/status.h"
+#include "volley/engine/modelled.h"
 #include "volley/engine/profile.h"
 #include "volley/engine/traffic.h"
 #include "volley/model/weights.h"
@@ -59,6 +61,14 @@ class ExpertEngine {
                                                       model::ExpertWeights weights,
                                                       const kernels::CpuKernels& kernels,
                                                       std::unique_ptr<transport::Fabric> fabric);
+  /// An engine that answers after the time of `compute`, with rows of whatever its slots hold; it
+  /// serves `experts` without weights. `options.threads`,
+  /// `cores` and `pool` are not used.
+  /// Errors: kInvalidArgument (an expert or a layer that does not exist).
+  static Result<std::unique_ptr<ExpertEngine>> create_modelled(
+      const ExpertEngineOptions& options, const model::ModelSpec& spec,
+      std::span<const model::ExpertWeights::Key> experts, const ModelledCompute& compute,
+      std::unique_ptr<transport::Fabric> fabric);
   ~ExpertEngine();
 
   ExpertStatus status() const;

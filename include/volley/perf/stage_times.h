@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "volley/base/status.h"
+#include "volley/config/stage_times.h"
 
 namespace volley::perf {
 
@@ -51,6 +51,10 @@ struct LinearTimes {
   double expert_row = 0;     ///< Per (row, expert).
   bool operator==(const LinearTimes&) const = default;
 };
+
+/// From and to what files say.
+LinearTimes linear_times(const config::StageTimesConfig& times);
+config::StageTimesConfig to_config(const LinearTimes& times);
 
 class LinearStageTimes final : public StageTimes {
  public:
