@@ -10,11 +10,13 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "common/report.h"
 #include "modelled_cluster.h"
 #include "pair_run.h"
+#include "simulated.h"
 #include "trace_analysis.h"
 #include "volley/base/random.h"
 #include "volley/config/stage_times.h"
@@ -39,14 +41,18 @@ struct Options {
   std::string json_path, markdown_path;
 };
 
-/// One line of the report. Whoever predicts adds to `predicted`: the closed form does, and a
-/// simulator's figures have the same key fields to be joined by.
+constexpr const char* kClosedForm = "closed form";
+constexpr const char* kSimulation = "simulation";
+// Not a prediction: how far the formula is off when the times are right.
+constexpr const char* kOwnTimes = "closed form, own times";
+
+/// One line of the report.
 struct Line {
   std::string kind, model, fabric, cluster;
   uint32_t rows = 0, micro_batches = 0;
   double tokens_per_s = 0;
-  PhaseTimes times{};                                       ///< Measured in that run; real ones.
-  std::vector<std::pair<std::string, double>> predicted{};  ///< Tokens per second, by predictor.
+  PhaseTimes times{};                         ///< Measured in that run; real ones.
+  std::map<std::string, double> predicted{};  ///< Tokens per second, by predictor.
 
   uint32_t attention_nodes() const { return static_cast<uint32_t>(std::stoul(cluster)); }
   /// Time between two tokens of a sequence, when so many tokens come per second.
@@ -66,11 +72,16 @@ std::string name_of(const std::string& folder) {
   return std::filesystem::path(folder).lexically_normal().filename().string();
 }
 
+double error_of(const Line& line, const std::string& predictor) {
+  return line.predicted.at(predictor) / line.tokens_per_s - 1;
+}
+
 void tell(const Line& line) {
-  std::fprintf(stderr, "%s %s %s %s b=%u m=%u: %.1f tokens/s, predicted %.1f (%+.1f %%)\n",
+  std::fprintf(stderr,
+               "%s %s %s %s b=%u m=%u: %.1f tokens/s, closed form %+.1f %%, simulation %+.1f %%\n",
                line.kind.c_str(), line.model.c_str(), line.fabric.c_str(), line.cluster.c_str(),
-               line.rows, line.micro_batches, line.tokens_per_s, line.predicted.front().second,
-               (line.predicted.front().second / line.tokens_per_s - 1) * 100);
+               line.rows, line.micro_batches, line.tokens_per_s, error_of(line, kClosedForm) * 100,
+               error_of(line, kSimulation) * 100);
 }
 
 /// The fastest window of every number of micro-batches. Repetitions go around all of them, so that
@@ -92,13 +103,50 @@ Result<std::vector<Window>> fastest_windows(const model::Checkpoint& checkpoint,
   return best;
 }
 
-/// Every m from the times of m = 1 of the same rows and fabric.
+/// The runs of one model over one fabric, predicted from those with m = 1.
+Status predict_real(const model::ModelSpec& spec, const Options& options,
+                    const std::map<uint32_t, std::vector<Window>>& measured, const Line& common,
+                    std::vector<Line>& lines) {
+  const uint32_t layers = spec.layer_count();
+  std::map<uint32_t, PhaseTimes> calibration;
+  for (const auto& [rows, windows] : measured) calibration[rows] = windows.front().times;
+  const auto times = calibrated_times(calibration, spec.layers.front().moe.top_k);
+  for (const auto& [rows, windows] : measured) {
+    for (size_t i = 0; i < windows.size(); ++i) {
+      const uint32_t m = options.micro_batches[i];
+      Line line = common;
+      line.rows = rows;
+      line.micro_batches = m;
+      line.tokens_per_s = windows[i].steps_per_s * rows;
+      line.times = windows[i].times;
+      line.predicted[kClosedForm] = predicted_steps_per_s(calibration[rows], m, layers) * rows;
+      // T_c hides behind the computation with more micro-batches.
+      PhaseTimes own = line.times;
+      own.transfer = calibration[rows].transfer;
+      line.predicted[kOwnTimes] = predicted_steps_per_s(own, m, layers) * rows;
+      VOLLEY_ASSIGN_OR_RETURN(
+          line.predicted[kSimulation],
+          simulated_tokens_per_s(spec,
+                                 {.micro_batches = m,
+                                  .rows = rows,
+                                  .prompt_tokens = PairOptions{}.prompt_tokens,
+                                  .steps = options.steps,
+                                  .transfer_s = calibration[rows].transfer / 1e9},
+                                 *times));
+      tell(line);
+      lines.push_back(std::move(line));
+    }
+  }
+  return ok_status();
+}
+
 Status measure_real(const Options& options, std::vector<Line>& lines) {
   for (const std::string& folder : options.models) {
     VOLLEY_ASSIGN_OR_RETURN(const model::Checkpoint checkpoint, open_model(folder, options));
     for (const std::string& fabric : options.fabrics) {
+      std::map<uint32_t, std::vector<Window>> measured;
       for (const uint32_t rows : options.rows) {
-        VOLLEY_ASSIGN_OR_RETURN(const std::vector<Window> windows,
+        VOLLEY_ASSIGN_OR_RETURN(measured[rows],
                                 fastest_windows(checkpoint,
                                                 {.fabric = fabric,
                                                  .attention_core = options.attention_core,
@@ -106,30 +154,10 @@ Status measure_real(const Options& options, std::vector<Line>& lines) {
                                                  .rows = rows,
                                                  .steps = options.steps},
                                                 options));
-        for (size_t i = 0; i < windows.size(); ++i) {
-          const uint32_t m = options.micro_batches[i];
-          Line line{.kind = "real",
-                    .model = name_of(folder),
-                    .fabric = fabric,
-                    .cluster = "1x1",
-                    .rows = rows,
-                    .micro_batches = m,
-                    .tokens_per_s = windows[i].steps_per_s * rows};
-          const double steps_per_s =
-              predicted_steps_per_s(windows.front().times, m, checkpoint.spec.layer_count());
-          line.predicted.push_back({"closed form", steps_per_s * rows});
-          line.times = windows[i].times;
-          // Not a prediction: how far the formula is off when the times are right. T_c hides
-          // behind the computation with more micro-batches.
-          PhaseTimes own = line.times;
-          own.transfer = windows.front().times.transfer;
-          line.predicted.push_back(
-              {"closed form, own times",
-               predicted_steps_per_s(own, m, checkpoint.spec.layer_count()) * rows});
-          tell(line);
-          lines.push_back(std::move(line));
-        }
       }
+      const Line common{
+          .kind = "real", .model = name_of(folder), .fabric = fabric, .cluster = "1x1"};
+      VOLLEY_RETURN_IF_ERROR(predict_real(checkpoint.spec, options, measured, common, lines));
     }
   }
   return ok_status();
@@ -225,7 +253,18 @@ Status measure_modelled(const Options& options, std::vector<Line>& lines) {
                                                        2);
             }
             const double steps_per_s = predicted_steps_per_s(calibration, m, layers);
-            line.predicted.push_back({"closed form", steps_per_s * rows * cluster.attention_nodes});
+            line.predicted[kClosedForm] = steps_per_s * rows * cluster.attention_nodes;
+            VOLLEY_ASSIGN_OR_RETURN(
+                line.predicted[kSimulation],
+                simulated_tokens_per_s(checkpoint.spec,
+                                       {.attention_nodes = cluster.attention_nodes,
+                                        .expert_nodes = cluster.expert_nodes,
+                                        .micro_batches = m,
+                                        .rows = rows,
+                                        .prompt_tokens = cluster.prompt_tokens,
+                                        .steps = cluster.steps,
+                                        .transfer_s = calibration.transfer / 1e9},
+                                       *times));
             tell(line);
             lines.push_back(std::move(line));
           }
@@ -237,45 +276,45 @@ Status measure_modelled(const Options& options, std::vector<Line>& lines) {
 }
 
 /// Median and largest |predicted / measured - 1| of what was not calibrated on.
-std::pair<double, double> errors_of(const std::vector<Line>& lines, const std::string& kind) {
+std::pair<double, double> errors_of(const std::vector<Line>& lines, const std::string& kind,
+                                    const std::string& predictor) {
   std::vector<double> errors;
   for (const Line& line : lines) {
     if (line.kind != kind || line.micro_batches == 1) continue;
-    errors.push_back(std::abs(line.predicted.front().second / line.tokens_per_s - 1));
+    errors.push_back(std::abs(error_of(line, predictor)));
   }
   if (errors.empty()) return {0, 0};
   std::ranges::sort(errors);
   return {errors[errors.size() / 2], errors.back()};
 }
 
-std::string error_text(const Line& line, double predicted) {
-  return fmt::format("{:+.1f} %", (predicted / line.tokens_per_s - 1) * 100);
-}
-
 std::string markdown(const std::vector<Line>& lines) {
   std::string text =
-      "| kind | model | fabric | nodes | b | m | tokens/s | predicted | TPOT ms | predicted | "
-      "error | T_a us | T_e us | T_c us | error with own times |\n"
+      "| kind | model | fabric | nodes | b | m | tokens/s | simulation | closed form | TPOT ms | "
+      "simulation | T_a us | T_e us | T_c us | closed form, own times |\n"
       "|---|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n";
   for (const Line& line : lines) {
-    const double predicted = line.predicted.front().second;
-    text += fmt::format("| {} | {} | {} | {} | {} | {} | {:.1f} | {:.1f} | {:.2f} | {:.2f} | {} |",
+    const auto error = [&](const char* predictor) {
+      return fmt::format("{:+.1f} %", error_of(line, predictor) * 100);
+    };
+    text += fmt::format("| {} | {} | {} | {} | {} | {} | {:.1f} | {} | {} | {:.2f} | {:.2f} |",
                         line.kind, line.model, line.fabric, line.cluster, line.rows,
-                        line.micro_batches, line.tokens_per_s, predicted,
-                        line.tpot_s(line.tokens_per_s) * 1e3, line.tpot_s(predicted) * 1e3,
-                        line.micro_batches == 1 ? "calibration" : error_text(line, predicted));
+                        line.micro_batches, line.tokens_per_s, error(kSimulation),
+                        error(kClosedForm), line.tpot_s(line.tokens_per_s) * 1e3,
+                        line.tpot_s(line.predicted.at(kSimulation)) * 1e3);
     const PhaseTimes& times = line.times;
     text += times.attention == 0
                 ? " | | | |\n"
                 : fmt::format(" {:.0f} | {:.0f} | {:.0f} | {} |\n", times.attention / 1e3,
-                              times.expert / 1e3, times.transfer / 1e3,
-                              error_text(line, line.predicted.back().second));
+                              times.expert / 1e3, times.transfer / 1e3, error(kOwnTimes));
   }
   for (const char* kind : {"real", "modelled"}) {
-    const auto [median, worst] = errors_of(lines, kind);
-    if (worst == 0) continue;
-    text += fmt::format("\n{}: median error {:.1f} %, worst {:.1f} %.\n", kind, median * 100,
-                        worst * 100);
+    for (const char* predictor : {kSimulation, kClosedForm}) {
+      const auto [median, worst] = errors_of(lines, kind, predictor);
+      if (worst == 0) continue;
+      text += fmt::format("\n{}, m > 1, {}: median error {:.1f} %, worst {:.1f} %.\n", kind,
+                          predictor, median * 100, worst * 100);
+    }
   }
   return text;
 }

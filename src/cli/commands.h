@@ -28,6 +28,7 @@ void add_node_commands(CLI::App& app, const GlobalOptions& global, Run& run);
 void add_up_command(CLI::App& app, const GlobalOptions& global, Run& run);
 void add_generate_command(CLI::App& app, const GlobalOptions& global, Run& run);
 void add_status_command(CLI::App& app, const GlobalOptions& global, Run& run);
+void add_plan_command(CLI::App& app, const GlobalOptions& global, Run& run);
 void add_simulate_command(CLI::App& app, const GlobalOptions& global, Run& run);
 void add_bench_command(CLI::App& app, const GlobalOptions& global, Run& run);
 void add_profile_command(CLI::App& app, const GlobalOptions& global, Run& run);

@@ -40,6 +40,7 @@ int main(int argc, char** argv) {
   add_up_command(app, global, run);
   add_generate_command(app, global, run);
   add_status_command(app, global, run);
+  add_plan_command(app, global, run);
   add_simulate_command(app, global, run);
   add_bench_command(app, global, run);
   add_profile_command(app, global, run);

@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "catalogue.h"
 #include "commands.h"
 #include "output_file.h"
 #include "volley/simulation/scaling.h"
@@ -17,7 +18,7 @@ namespace {
 
 struct SimulateOptions {
   std::string file;
-  std::string catalogue = "configs";
+  std::string catalogue;
   std::string json, trace, svg;
   std::optional<double> duration_s, warm_up_s;
   std::optional<uint32_t> replicas, simulated, micro_batches;
@@ -61,7 +62,10 @@ int run_scaling(const simulation::Simulation& simulation, OutputFile& json) {
 }
 
 int run_simulate(const SimulateOptions& given) {
-  auto simulation = simulation::load_simulation(given.file, given.catalogue);
+  const auto catalogue = find_catalogue(given.catalogue);
+  if (!catalogue.ok() && !given.catalogue.empty()) return report(catalogue.status());
+  // A file that names nothing of the catalogue needs none.
+  auto simulation = simulation::load_simulation(given.file, catalogue.value_or("configs"));
   if (!simulation.ok()) return report(simulation.status());
   simulation::SimulationOptions& options = simulation->options;
   if (const Status status = apply(given, options); !status.ok()) return report(status);
@@ -70,7 +74,7 @@ int run_simulate(const SimulateOptions& given) {
     return report(invalid_argument(
         "{}: trace.length_s: --trace and --svg need a stretch of time to show", given.file));
   }
-  if (!pictures) options.trace.length_s = 0;
+  if (!pictures) options.trace = {};
   // Before the work: a path that cannot be written is told at once.
   auto json = OutputFile::open(given.json);
   if (!json.ok()) return report(json.status());
@@ -103,10 +107,9 @@ void add_simulate_command(CLI::App& app, const GlobalOptions&, Run& run) {
       "simulate", "Plays a workload on a modelled cluster, with the engine's own scheduler");
   command->add_option("file", options->file, "simulation.yaml; examples are in configs/simulations")
       ->required();
-  command
-      ->add_option("--catalogue", options->catalogue,
-                   "Folder with models/ and hardware/, where names are looked up")
-      ->capture_default_str();
+  command->add_option(
+      "--catalogue", options->catalogue,
+      "Folder with models/ and hardware/; otherwise ./configs, or that of the binary");
   command->add_option("--json", options->json, "Writes the report to this file as well");
   command->add_option("--trace", options->trace,
                       "Writes the file's trace window to this file, for ui.perfetto.dev");

@@ -31,6 +31,7 @@ struct Draft {
   std::string model;
   bool roofline = false;
   perf::LinearTimes linear;
+  std::string times_file;
   std::string attention_device, expert_device;
   uint32_t attention_tp = 1, expert_tp = 1;
   bool has_network = false;
@@ -110,9 +111,10 @@ void read_model(YamlMap& map, Draft& draft) {
 }
 
 void read_times(YamlMap& map, Draft& draft) {
-  if (map.has("linear") == map.has("roofline")) {
-    return map.fail("", "either linear or roofline must be given");
-  }
+  int given = 0;
+  for (const char* key : {"file", "linear", "roofline"}) given += map.has(key) ? 1 : 0;
+  if (given != 1) return map.fail("", "one of file, linear and roofline must be given");
+  map.text("file", draft.times_file);
   map.map("linear", [&](YamlMap& linear) {
     perf::LinearTimes& times = draft.linear;
     read_microseconds(linear, "layer_us", times.layer);
@@ -314,9 +316,11 @@ Status use_roofline(Draft& draft, const std::string& directory, const perf::Mode
   return ok_status();
 }
 
-std::string folder_of(const std::string& file) {
-  const size_t slash = file.rfind('/');
-  return slash == std::string::npos ? "" : file.substr(0, slash + 1);
+/// A path in the file `origin`: absolute, or relative to its folder.
+std::string beside(const std::string& origin, const std::string& path) {
+  const size_t slash = origin.rfind('/');
+  if (path.starts_with('/') || slash == std::string::npos) return path;
+  return origin.substr(0, slash + 1) + path;
 }
 
 }  // namespace
@@ -360,13 +364,16 @@ Result<Simulation> parse_simulation(const std::string& text, const std::string& 
     }
     VOLLEY_RETURN_IF_ERROR(annotate(use_roofline(draft, directory, model, result), origin));
   } else {
+    if (!draft.times_file.empty()) {
+      VOLLEY_ASSIGN_OR_RETURN(const config::StageTimesConfig measured,
+                              config::load_stage_times(beside(origin, draft.times_file)));
+      draft.linear = perf::linear_times(measured);
+    }
     result.times = std::make_unique<perf::LinearStageTimes>(draft.linear);
   }
   if (!draft.requests_file.empty()) {
-    const bool absolute = draft.requests_file.front() == '/';
-    VOLLEY_ASSIGN_OR_RETURN(
-        draft.options.workload.requests,
-        load_requests(absolute ? draft.requests_file : folder_of(origin) + draft.requests_file));
+    VOLLEY_ASSIGN_OR_RETURN(draft.options.workload.requests,
+                            load_requests(beside(origin, draft.requests_file)));
   }
   VOLLEY_RETURN_IF_ERROR(annotate(draft.options.validate(), origin));
   result.options = std::move(draft.options);

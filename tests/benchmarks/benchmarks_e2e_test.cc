@@ -197,11 +197,13 @@ TEST_F(BenchmarksTest, ModelVsMachineReportsEveryRun) {
   ASSERT_EQ(result.at("lines").size(), 4u);  // m = 1 and 2, real and modelled.
   for (const json& line : result.at("lines")) {
     expect_positive(line, {"rows", "micro_batches", "tokens_per_s", "tpot_s"});
-    expect_positive(line.at("predicted").at("closed form"), {"tokens_per_s", "tpot_s"});
+    for (const char* predictor : {"closed form", "simulation"}) {
+      expect_positive(line.at("predicted").at(predictor), {"tokens_per_s", "tpot_s"});
+    }
   }
   EXPECT_EQ(result.at("lines").at(0).at("cluster"), "1x1");
   EXPECT_EQ(result.at("lines").at(3).at("cluster"), "2x3");
-  EXPECT_THAT(read_file(file("out")), HasSubstr("modelled: median error"));
+  EXPECT_THAT(read_file(file("out")), HasSubstr("modelled, m > 1, simulation: median error"));
 }
 
 void expect_throughput(const json& result, size_t rows) {

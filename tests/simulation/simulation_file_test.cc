@@ -81,7 +81,7 @@ TEST(SimulationFile, NamesEveryMistake) {
       {"layer_us: 100,", "layer_us: fast,", "s.yaml:10: times.linear.layer_us: 'fast'"},
       {"layer_us: 100,", "layer_us: -1,", "s.yaml:10: times.linear.layer_us: '-1'"},
       {"  linear: {layer_us: 100, expert_layer_us: 50, expert_row_us: 0.5}", "  {}",
-       "either linear or roofline must be given"},
+       "one of file, linear and roofline must be given"},
       {"arrivals: poisson", "arrivals: sometimes",
        "s.yaml:14: workload.arrivals: 'sometimes' is not one of closed, poisson, constant, file"},
       {"requests_per_s: 5.5", "streams: 5", "workload.requests_per_s: the key is missing"},
