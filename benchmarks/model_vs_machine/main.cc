@@ -205,6 +205,48 @@ PhaseTimes modelled_times(const perf::StageTimes& times, const model::ModelSpec&
           .head = times.attention_step(load) * 1e9};
 }
 
+/// One shape of cluster with one number of rows, for each m; predicted from m = 1.
+Status measure_cluster(const Options& options, const model::Checkpoint& checkpoint,
+                       ModelledClusterOptions cluster, const Line& common,
+                       std::vector<Line>& lines) {
+  const perf::StageTimes& times = *cluster.compute.times;
+  const uint32_t layers = checkpoint.spec.layer_count();
+  PhaseTimes calibration;
+  SimulatedRun simulated{.attention_nodes = cluster.attention_nodes,
+                         .expert_nodes = cluster.expert_nodes,
+                         .rows = cluster.rows,
+                         .prompt_tokens = cluster.prompt_tokens,
+                         .steps = cluster.steps};
+  for (const uint32_t m : options.micro_batches) {
+    Line line = common;
+    line.rows = cluster.rows;
+    line.micro_batches = cluster.micro_batches = m;
+    for (uint32_t i = 0; i < options.repeat; ++i) {
+      VOLLEY_ASSIGN_OR_RETURN(const ModelledRun run, run_modelled_cluster(checkpoint, cluster));
+      line.tokens_per_s = std::max(line.tokens_per_s, run.tokens_per_s);
+    }
+    if (m == 1) {
+      calibration = modelled_times(times, checkpoint.spec, cluster);
+      // What is left of the period is both ways of the messages, wake-ups included, and in the
+      // closed form also the wait for the slowest node, which the simulation has without it.
+      const double period = line.tpot_s(line.tokens_per_s) * 1e9;
+      calibration.transfer = std::max(
+          0.0,
+          ((period - calibration.head) / layers - calibration.attention - calibration.expert) / 2);
+      VOLLEY_ASSIGN_OR_RETURN(simulated.transfer_s,
+                              transfer_for(checkpoint.spec, simulated, times, line.tokens_per_s));
+    }
+    line.predicted[kClosedForm] =
+        predicted_steps_per_s(calibration, m, layers) * cluster.rows * cluster.attention_nodes;
+    simulated.micro_batches = m;
+    VOLLEY_ASSIGN_OR_RETURN(line.predicted[kSimulation],
+                            simulated_tokens_per_s(checkpoint.spec, simulated, times));
+    tell(line);
+    lines.push_back(std::move(line));
+  }
+  return ok_status();
+}
+
 Status measure_modelled(const Options& options, std::vector<Line>& lines) {
   perf::LinearTimes coefficients{.layer = 500e-6,
                                  .layer_row = 10e-6,
@@ -218,56 +260,22 @@ Status measure_modelled(const Options& options, std::vector<Line>& lines) {
     VOLLEY_ASSIGN_OR_RETURN(const auto read, config::load_stage_times(options.times));
     coefficients = perf::linear_times(read);
   }
-  const auto times = std::make_shared<perf::LinearStageTimes>(coefficients);
+  ModelledClusterOptions cluster;
+  cluster.compute.times = std::make_shared<perf::LinearStageTimes>(coefficients);
   for (const std::string& folder : options.models) {
     VOLLEY_ASSIGN_OR_RETURN(const model::Checkpoint checkpoint, open_model(folder, options));
-    const uint32_t layers = checkpoint.spec.layer_count();
     for (const std::string& fabric : options.fabrics) {
+      cluster.fabric = fabric;
       for (const std::string& shape : options.clusters) {
+        if (std::sscanf(shape.c_str(), "%ux%u", &cluster.attention_nodes, &cluster.expert_nodes) !=
+            2) {
+          return invalid_argument("--clusters: '{}' is not like 2x2", shape);
+        }
+        const Line common{
+            .kind = "modelled", .model = name_of(folder), .fabric = fabric, .cluster = shape};
         for (const uint32_t rows : options.rows) {
-          PhaseTimes calibration;
-          for (const uint32_t m : options.micro_batches) {
-            ModelledClusterOptions cluster{.fabric = fabric, .micro_batches = m, .rows = rows};
-            if (std::sscanf(shape.c_str(), "%ux%u", &cluster.attention_nodes,
-                            &cluster.expert_nodes) != 2) {
-              return invalid_argument("--clusters: '{}' is not like 2x2", shape);
-            }
-            cluster.compute.times = times;
-            Line line{.kind = "modelled",
-                      .model = name_of(folder),
-                      .fabric = fabric,
-                      .cluster = shape,
-                      .rows = rows,
-                      .micro_batches = m};
-            for (uint32_t i = 0; i < options.repeat; ++i) {
-              VOLLEY_ASSIGN_OR_RETURN(const ModelledRun run,
-                                      run_modelled_cluster(checkpoint, cluster));
-              line.tokens_per_s = std::max(line.tokens_per_s, run.tokens_per_s);
-            }
-            if (m == 1) {
-              calibration = modelled_times(*times, checkpoint.spec, cluster);
-              // What is left of the period is both ways of the messages, wake-ups included.
-              const double period = line.tpot_s(line.tokens_per_s) * 1e9;
-              calibration.transfer = std::max(0.0, ((period - calibration.head) / layers -
-                                                    calibration.attention - calibration.expert) /
-                                                       2);
-            }
-            const double steps_per_s = predicted_steps_per_s(calibration, m, layers);
-            line.predicted[kClosedForm] = steps_per_s * rows * cluster.attention_nodes;
-            VOLLEY_ASSIGN_OR_RETURN(
-                line.predicted[kSimulation],
-                simulated_tokens_per_s(checkpoint.spec,
-                                       {.attention_nodes = cluster.attention_nodes,
-                                        .expert_nodes = cluster.expert_nodes,
-                                        .micro_batches = m,
-                                        .rows = rows,
-                                        .prompt_tokens = cluster.prompt_tokens,
-                                        .steps = cluster.steps,
-                                        .transfer_s = calibration.transfer / 1e9},
-                                       *times));
-            tell(line);
-            lines.push_back(std::move(line));
-          }
+          cluster.rows = rows;
+          VOLLEY_RETURN_IF_ERROR(measure_cluster(options, checkpoint, cluster, common, lines));
         }
       }
     }

@@ -65,21 +65,38 @@ Result<double> simulated_tokens_per_s(const model::ModelSpec& spec, const Simula
                      .sequences = run.micro_batches * run.rows};
   options.network = {.latency_s = run.transfer_s, .bytes_per_s = 1e15};
   // Prompts are there from the start, as in the measured window, in which every sequence decodes.
-  options.workload.streams = run.attention_nodes * run.micro_batches * run.rows;
+  const double sequences = run.attention_nodes * run.micro_batches * run.rows;
+  options.workload.streams = static_cast<uint32_t>(sequences);
   options.workload.prefilled = true;
-  options.workload.input.a = run.prompt_tokens + run.steps / 2.0;
+  options.workload.input.a = run.prompt_tokens;
   options.workload.output.a = 100'000;
-  perf::StepLoad load{.rows = static_cast<double>(run.rows),
-                      .context_tokens = run.rows * options.workload.input.a,
-                      .emitting_rows = static_cast<double>(run.rows)};
-  // Long enough for two hundred steps at least.
-  const double step = spec.layer_count() * run.micro_batches *
-                          (times.attention_layer(load) + 2 * run.transfer_s + 1e-3) +
-                      run.micro_batches * times.attention_step(load);
-  options.warm_up_s = 50 * step;
-  options.duration_s = 250 * step;
-  VOLLEY_ASSIGN_OR_RETURN(const simulation::Report report, simulation::simulate(options, times));
-  return report.tokens_per_s;
+  // Contexts grow with the steps, so as many are simulated as were measured. How long they take, a
+  // first simulation says, which is given more time than a few steps can need.
+  const double rows = run.rows;
+  const perf::StepLoad load{.rows = rows,
+                            .context_tokens = rows * (run.prompt_tokens + run.steps),
+                            .emitting_rows = rows};
+  const double layer = times.attention_layer(load) + 2 * run.transfer_s + 1e-3;
+  double step = run.micro_batches * (spec.layer_count() * layer + times.attention_step(load));
+  for (const uint32_t steps : {8u, run.steps}) {
+    options.warm_up_s = 4 * step;
+    options.duration_s = (4 + steps) * step;
+    VOLLEY_ASSIGN_OR_RETURN(const simulation::Report report, simulation::simulate(options, times));
+    if (report.tokens_per_s <= 0) return internal_error("the simulation made no token");
+    step = sequences / report.tokens_per_s;
+  }
+  return sequences / step;
+}
+
+Result<double> transfer_for(const model::ModelSpec& spec, SimulatedRun run,
+                            const perf::StageTimes& times, double tokens_per_s) {
+  double low = 0, high = 10e-3;
+  for (int i = 0; i < 14; ++i) {
+    run.transfer_s = (low + high) / 2;
+    VOLLEY_ASSIGN_OR_RETURN(const double rate, simulated_tokens_per_s(spec, run, times));
+    (rate > tokens_per_s ? low : high) = run.transfer_s;
+  }
+  return low;
 }
 
 }  // namespace volley::benchmarks

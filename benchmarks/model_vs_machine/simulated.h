@@ -35,4 +35,9 @@ struct SimulatedRun {
 Result<double> simulated_tokens_per_s(const model::ModelSpec& spec, const SimulatedRun& run,
                                       const perf::StageTimes& times);
 
+/// The T_c in seconds with which the simulation of `run` gives `tokens_per_s`; 0 where it is slower
+/// without any. Errors: as above.
+Result<double> transfer_for(const model::ModelSpec& spec, SimulatedRun run,
+                            const perf::StageTimes& times, double tokens_per_s);
+
 }  // namespace volley::benchmarks
